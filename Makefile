@@ -1,0 +1,37 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh machine.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.galray-installed
+export RAY_AUTH_MODE ?= disabled
+export PYTHONUNBUFFERED = 1
+
+.PHONY: setup demo test test-cluster check bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+demo: setup  ## the mock Milky Way in Gaia form, the whole chain, a report
+	$(BIN)/galray demo
+
+test: setup  ## everything that one shared Ray cluster can serve
+	$(BIN)/python -m pytest -m "not cluster" tests
+
+test-cluster: setup  ## what needs Ray nodes, servers or kills of its own
+	$(BIN)/python -m pytest -m cluster tests
+
+check: setup  ## style and types
+	$(BIN)/ruff check galray tests benchmarks
+	$(BIN)/ruff format --check galray tests benchmarks
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.all
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,401 @@
+"""Analytic gravitational potentials in torch float64: Φ, a = −∇Φ and ρ in closed form."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from galray.errors import GalrayError
+from galray.units import G
+
+__all__ = [
+    "NFW",
+    "Composite",
+    "Hernquist",
+    "Isochrone",
+    "MiyamotoNagai",
+    "Plummer",
+    "Potential",
+    "from_dict",
+]
+
+_TINY = 1e-40  # kpc²: keeps 0/0 at the centre of a cusp finite without touching any other value
+
+
+def _positions(x: Any) -> Tensor:
+    """Positions as a float64 tensor of shape (*, 3), on the device of the input."""
+    x = torch.as_tensor(x)
+    if x.ndim == 0 or x.shape[-1] != 3:
+        raise ValueError(f"positions must have shape (*, 3), not {tuple(x.shape)}")
+    return x.to(torch.float64)
+
+
+class Potential(ABC):
+    """A gravitational potential that is known exactly.
+
+    Every method takes positions x of shape (*, 3) in kpc (tensor, array or nested list), computes in
+    float64 on the input's device, and can be differentiated by autograd. The names are those of
+    galray's acceleration fields, so a `Potential` stands wherever a measured field does.
+    """
+
+    _kinds: ClassVar[dict[str, type[Potential]]] = {}
+    _parameters: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Potential._kinds[cls.__name__] = cls
+
+    def __init__(self, **parameters: float) -> None:
+        for name, value in parameters.items():
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                raise GalrayError(
+                    f"{type(self).__name__}: {name} = {value!r} is not a positive number",
+                    "give masses in Msun and lengths in kpc, all above zero",
+                )
+            setattr(self, name, float(value))
+
+    @abstractmethod
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*), zero at infinity."""
+
+    @abstractmethod
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) = −∇Φ in (km/s)²/kpc, shape (*, 3)."""
+
+    @abstractmethod
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) = ∇²Φ / 4πG in Msun/kpc³, shape (*)."""
+
+    def circular_velocity(self, radius: Any) -> Tensor:
+        """v_c = √(R ∂Φ/∂R) in km/s at cylindrical radius R (kpc, shape (*)) in the plane z = 0."""
+        radius = torch.as_tensor(radius).to(torch.float64)
+        zero = torch.zeros_like(radius)
+        a = self.acceleration(torch.stack([radius, zero, zero], -1))
+        return torch.sqrt(-radius * a[..., 0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The potential as plain JSON values; `from_dict` builds it again."""
+        return {"type": type(self).__name__, **{name: getattr(self, name) for name in self._parameters}}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Potential) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.to_dict()))
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={getattr(self, name):g}" for name in self._parameters)
+        return f"{type(self).__name__}({arguments})"
+
+
+class Plummer(Potential):
+    """Plummer (1911) sphere: Φ = −GM / √(r² + b²).
+
+    Arguments:
+        m_tot: Total mass in Msun.
+        b: Scale radius in kpc.
+
+    References:
+        Binney & Tremaine 2008, eqs. 2.44a and 2.44b.
+    """
+
+    _parameters = ("m_tot", "b")
+    m_tot: float
+    b: float
+
+    def __init__(self, m_tot: float, b: float) -> None:
+        super().__init__(m_tot=m_tot, b=b)
+
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*)."""
+        return -G * self.m_tot * (_positions(x).square().sum(-1) + self.b**2).rsqrt()
+
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) in (km/s)²/kpc, shape (*, 3)."""
+        x = _positions(x)
+        return -G * self.m_tot * x * (x.square().sum(-1, keepdim=True) + self.b**2).pow(-1.5)
+
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) in Msun/kpc³, shape (*)."""
+        s2 = _positions(x).square().sum(-1) / self.b**2
+        return 3 * self.m_tot / (4 * math.pi * self.b**3) * (1 + s2).pow(-2.5)
+
+
+class Isochrone(Potential):
+    """Hénon's (1959) isochrone: Φ = −GM / (b + √(b² + r²)).
+
+    Arguments:
+        m_tot: Total mass in Msun.
+        b: Scale radius in kpc.
+
+    References:
+        Binney & Tremaine 2008, eqs. 2.47 and 2.49.
+    """
+
+    _parameters = ("m_tot", "b")
+    m_tot: float
+    b: float
+
+    def __init__(self, m_tot: float, b: float) -> None:
+        super().__init__(m_tot=m_tot, b=b)
+
+    def _root(self, x: Tensor) -> Tensor:
+        return torch.sqrt(x.square().sum(-1) + self.b**2)
+
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*)."""
+        return -G * self.m_tot / (self.b + self._root(_positions(x)))
+
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) in (km/s)²/kpc, shape (*, 3)."""
+        x = _positions(x)
+        root = self._root(x)
+        return -G * self.m_tot * x / (root * (self.b + root).square()).unsqueeze(-1)
+
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) in Msun/kpc³, shape (*)."""
+        x = _positions(x)
+        root, r2, b = self._root(x), x.square().sum(-1), self.b
+        return (
+            self.m_tot
+            * (3 * (b + root) * root**2 - r2 * (b + 3 * root))
+            / (4 * math.pi * ((b + root) * root) ** 3)
+        )
+
+
+class Hernquist(Potential):
+    """Hernquist (1990) sphere: Φ = −GM / (r + a), with a density cusp ρ ∝ 1/r.
+
+    Arguments:
+        m_tot: Total mass in Msun.
+        a: Scale radius in kpc.
+
+    References:
+        Hernquist 1990, ApJ 356, 359; Binney & Tremaine 2008, eqs. 2.64 and 2.67.
+    """
+
+    _parameters = ("m_tot", "a")
+    m_tot: float
+    a: float
+
+    def __init__(self, m_tot: float, a: float) -> None:
+        super().__init__(m_tot=m_tot, a=a)
+
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*)."""
+        return -G * self.m_tot / (_radius(_positions(x)) + self.a)
+
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) in (km/s)²/kpc, shape (*, 3)."""
+        x = _positions(x)
+        r = _radius(x)
+        return -G * self.m_tot * x / (r * (r + self.a).square()).unsqueeze(-1)
+
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) in Msun/kpc³, shape (*)."""
+        r = _radius(_positions(x))
+        return self.m_tot * self.a / (2 * math.pi * r * (r + self.a) ** 3)
+
+
+class NFW(Potential):
+    """Navarro, Frenk & White (1996) halo: ρ = ρ_s / [(r/r_s)(1 + r/r_s)²].
+
+    Φ = −(G m / r) ln(1 + r/r_s), with the mass scale m = 4π ρ_s r_s³ (the total mass diverges).
+
+    Arguments:
+        m_tot: Mass scale 4π ρ_s r_s³ in Msun.
+        r_s: Scale radius in kpc.
+
+    References:
+        Binney & Tremaine 2008, eqs. 2.64 to 2.67.
+    """
+
+    _parameters = ("m_tot", "r_s")
+    m_tot: float
+    r_s: float
+
+    def __init__(self, m_tot: float, r_s: float) -> None:
+        super().__init__(m_tot=m_tot, r_s=r_s)
+
+    @classmethod
+    def from_density(cls, rho_s: float, r_s: float) -> NFW:
+        """Build the halo from its density scale ρ_s in Msun/kpc³ and scale radius r_s in kpc."""
+        return cls(4 * math.pi * rho_s * r_s**3, r_s)
+
+    @property
+    def rho_s(self) -> float:
+        """The density scale ρ_s in Msun/kpc³ (four times the density at r_s)."""
+        return self.m_tot / (4 * math.pi * self.r_s**3)
+
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*)."""
+        s = _radius(_positions(x)) / self.r_s
+        return -G * self.m_tot / self.r_s * torch.log1p(s) / s
+
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) in (km/s)²/kpc, shape (*, 3)."""
+        x = _positions(x)
+        s = _radius(x) / self.r_s
+        return -G * self.m_tot / self.r_s**3 * x * _nfw_mean_density(s).unsqueeze(-1)
+
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) in Msun/kpc³, shape (*)."""
+        s = _radius(_positions(x)) / self.r_s
+        return self.rho_s / (s * (1 + s) ** 2)
+
+
+class MiyamotoNagai(Potential):
+    """Miyamoto & Nagai (1975) disc: Φ = −GM / √(R² + (a + √(z² + b²))²).
+
+    Arguments:
+        m_tot: Total mass in Msun.
+        a: Radial scale in kpc.
+        b: Vertical scale in kpc.
+
+    References:
+        Binney & Tremaine 2008, eqs. 2.69a and 2.69b.
+    """
+
+    _parameters = ("m_tot", "a", "b")
+    m_tot: float
+    a: float
+    b: float
+
+    def __init__(self, m_tot: float, a: float, b: float) -> None:
+        super().__init__(m_tot=m_tot, a=a, b=b)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r2 = x[..., 0].square() + x[..., 1].square()
+        root = torch.sqrt(x[..., 2].square() + self.b**2)
+        return r2, root, r2 + (self.a + root).square()
+
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*)."""
+        return -G * self.m_tot * self._parts(_positions(x))[2].rsqrt()
+
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) in (km/s)²/kpc, shape (*, 3)."""
+        x = _positions(x)
+        _, root, d2 = self._parts(x)
+        one = torch.ones_like(root)
+        stretch = torch.stack([one, one, (self.a + root) / root], -1)
+        return -G * self.m_tot * x * stretch * d2.pow(-1.5).unsqueeze(-1)
+
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) in Msun/kpc³, shape (*)."""
+        r2, root, d2 = self._parts(_positions(x))
+        a, b = self.a, self.b
+        return (
+            self.m_tot
+            * b**2
+            / (4 * math.pi)
+            * (a * r2 + (a + 3 * root) * (a + root).square())
+            / (d2.pow(2.5) * root.pow(3))
+        )
+
+
+class Composite(Potential):
+    """A sum of named potentials.
+
+    Arguments:
+        components: Name → `Potential`, at least one.
+    """
+
+    components: dict[str, Potential]
+
+    def __init__(self, components: Mapping[str, Potential]) -> None:
+        if not components:
+            raise GalrayError("a composite potential needs at least one component", "name one, e.g. 'halo'")
+        super().__init__()
+        self.components = dict(components)
+
+    def subset(self, names: Iterable[str]) -> Composite:
+        """The sum of the named components alone.
+
+        Raises:
+            GalrayError: A name is not a component.
+        """
+        names = list(names)
+        for name in names:
+            if name not in self.components:
+                raise GalrayError(
+                    f"the potential has no component '{name}'",
+                    f"its components: {', '.join(self.components)}",
+                )
+        return Composite({name: self.components[name] for name in names})
+
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*)."""
+        x = _positions(x)
+        return torch.stack([part.potential(x) for part in self.components.values()]).sum(0)
+
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) in (km/s)²/kpc, shape (*, 3)."""
+        x = _positions(x)
+        return torch.stack([part.acceleration(x) for part in self.components.values()]).sum(0)
+
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) in Msun/kpc³, shape (*)."""
+        x = _positions(x)
+        return torch.stack([part.mass_density(x) for part in self.components.values()]).sum(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The components as plain JSON values."""
+        return {
+            "type": "Composite",
+            "components": {name: part.to_dict() for name, part in self.components.items()},
+        }
+
+    def __repr__(self) -> str:
+        return "Composite({" + ", ".join(f"{k!r}: {v!r}" for k, v in self.components.items()) + "})"
+
+
+def from_dict(description: Mapping[str, Any]) -> Potential:
+    """Build a potential from what `Potential.to_dict` returned.
+
+    Arguments:
+        description: ``{"type": name, parameter: value, …}``, or
+            ``{"type": "Composite", "components": {name: description, …}}``.
+
+    Raises:
+        GalrayError: An unknown type, or a missing, unknown or impossible parameter.
+    """
+    values = dict(description)
+    kind = values.pop("type", None)
+    cls = Potential._kinds.get(str(kind))
+    if cls is None:
+        raise GalrayError(
+            f"unknown potential type {kind!r}", f"one of: {', '.join(sorted(Potential._kinds))}"
+        )
+    if cls is Composite:
+        parts = values.get("components")
+        if set(values) != {"components"} or not isinstance(parts, Mapping):
+            raise GalrayError(
+                "a Composite needs exactly the key 'components'", "a table of potentials by name"
+            )
+        return Composite({name: from_dict(part) for name, part in parts.items()})
+    if set(values) != set(cls._parameters):
+        raise GalrayError(
+            f"{kind} was given {sorted(values)}", f"it takes exactly: {', '.join(cls._parameters)}"
+        )
+    return cls(**values)
+
+
+def _radius(x: Tensor) -> Tensor:
+    """|x|, kept above zero so that cusps and their gradients stay finite."""
+    return torch.sqrt(x.square().sum(-1).clamp_min(_TINY))
+
+
+def _nfw_mean_density(s: Tensor) -> Tensor:
+    """[ln(1+s) − s/(1+s)] / s³, by its series where the difference would lose digits."""
+    small = s < 0.02
+    t = torch.where(small, s, torch.full_like(s, 0.01))
+    # Σ_{k≥2} (−1)^k (k−1)/k s^{k−3}; nine terms reach round-off at s = 0.02
+    series = sum((-1) ** k * (k - 1) / k * t ** (k - 3) for k in range(2, 12))
+    u = torch.where(small, torch.ones_like(s), s)
+    return torch.where(small, torch.as_tensor(series), (torch.log1p(u) - u / (1 + u)) / u.pow(3))

@@ -7,8 +7,8 @@ from typing import Any
 __all__ = [
     "GEV_PER_CM3",
     "INTERNAL_UNITS",
-    "K_PROPER_MOTION",
     "KM_S2_PER_KPC_IN_M_S2",
+    "K_PROPER_MOTION",
     "MSUN_PC3",
     "G",
     "density_to_gev",

@@ -1,0 +1,306 @@
+"""The ``galray`` command: parse, call one function, print.
+
+Heavy libraries are imported inside the commands, so that ``galray --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from galray import __version__
+from galray.errors import GalrayError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="galray",
+    help="Galactic dark matter from star catalogues, with neural networks, on a laptop or a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+catalog_app = typer.Typer(help="Star files and shard stores.", no_args_is_help=True)
+config_app = typer.Typer(help="Run configurations.", no_args_is_help=True)
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(config_app, name="config")
+
+ConfigArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a ready configuration.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one key; may be repeated.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be read, trained and written.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Discard a run directory of another configuration.")
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"galray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback with an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+    sample: Annotated[
+        str | None,
+        typer.Option(metavar="PERCENT", help="Run on a part, such as 1%, and extrapolate the rest."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the whole chain: star files in, the dark matter density and its report out."""
+    _run(config, set_, dry_run=dry_run, sample=sample, overwrite=overwrite, quiet=quiet)
+
+
+@app.command()
+def demo(set_: SetOption = None, dry_run: DryRunOption = False, overwrite: OverwriteOption = False) -> None:
+    """Run the ready configuration ``demo``: a mock Milky Way in Gaia form, through the whole chain."""
+    _run("demo", set_, dry_run=dry_run, overwrite=overwrite)
+
+
+@app.command()
+def mock(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False) -> None:
+    """Generate a run's mock galaxy and write it in Gaia's bulk form."""
+    pipeline = _pipeline(config, set_, overwrite=overwrite)
+    folder = pipeline.run_mock()
+    files = sorted(folder.glob("*.csv.gz"))
+    typer.echo(f"{len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB in {folder}")
+
+
+@catalog_app.command("ingest")
+def catalog_ingest(
+    config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False
+) -> None:
+    """Turn star files into shards of 6D stars, and account for every row."""
+    pipeline = _pipeline(config, set_, overwrite=overwrite)
+    with pipeline.session():
+        store = pipeline.run_catalog()
+    _print_account(store)
+
+
+@catalog_app.command("inspect")
+def catalog_inspect(path: Annotated[Path, typer.Argument(help="A star file or a shard store.")]) -> None:
+    """Say what a star file or a shard store holds."""
+    import json
+
+    from galray.catalog import inspect
+
+    typer.echo(json.dumps(inspect(path), indent=1, default=str))
+
+
+@app.command()
+def train(
+    family: Annotated[str, typer.Argument(help="flow or score")],
+    config: ConfigArgument,
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train one model of a family (the base member of the ensemble) and measure its field."""
+    pipeline = _pipeline(config, set_, overwrite=overwrite)
+    folder = pipeline.run_base_member(family)
+    typer.echo(f"{family}: trained; model, field and curve in {folder}")
+
+
+@app.command()
+def gravity(
+    source: Annotated[str, typer.Argument(help="A configuration, or a shard store (moments only).")],
+    method: Annotated[str, typer.Option(help="flow, score or moments")] = "moments",
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Measure a(x) and ρ(x) by one inversion; moments need no training."""
+    from galray.pipeline import measure_store
+
+    if (Path(source) / "manifest.json").is_file():
+        if method != "moments":
+            raise GalrayError(
+                f"--method {method}: a shard store alone holds no model",
+                "use --method moments, or a configuration",
+            )
+        _print_table(measure_store(Path(source)))
+        return
+    pipeline = _pipeline(source, set_, overwrite=overwrite, methods=(method,))
+    _print_table(pipeline.run(until="measure").summary)
+
+
+@app.command()
+def ensemble(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False) -> None:
+    """Train the members that are missing, and combine them into an error budget."""
+    pipeline = _pipeline(config, set_, overwrite=overwrite)
+    _print_table(pipeline.run(until="measure").summary)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Build a run's report again from its results."""
+    from galray.pipeline import load_run
+    from galray.report import build
+
+    load_run(run_dir)
+    typer.echo(str(build(run_dir)))
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, cores, GPUs, Ray, MLflow and write access; name a remedy for each fault."""
+    from galray.doctor import examine
+
+    faults = 0
+    for check in examine():
+        mark = "ok  " if check.ok else "FAIL"
+        typer.echo(
+            f"{mark} {check.name:<14} {check.found}"
+            + (f"\n     remedy: {check.remedy}" if not check.ok else "")
+        )
+        faults += not check.ok
+    if faults:
+        raise typer.Exit(1)
+
+
+@config_app.command("list")
+def config_list() -> None:
+    """List the ready configurations."""
+    from galray.config import load_config, ready_configs
+
+    for name in ready_configs():
+        typer.echo(f"{name:<20} {load_config(name).description}")
+
+
+@config_app.command("show")
+def config_show(
+    config: Annotated[
+        str, typer.Argument(help="A TOML file, or the name of a ready configuration.")
+    ] = "demo",
+    set_: SetOption = None,
+) -> None:
+    """Print a configuration with every key written out."""
+    from galray.config import load_config, to_toml
+
+    typer.echo(to_toml(load_config(config, set_)))
+
+
+@config_app.command("check")
+def config_check(config: ConfigArgument, set_: SetOption = None) -> None:
+    """Validate a configuration without running it."""
+    from galray.config import load_config
+
+    loaded = load_config(config, set_)
+    typer.echo(f"{config}: valid; run directory {loaded.run_dir}, hash {loaded.hash}")
+
+
+def _pipeline(
+    config: str, set_: list[str] | None, *, overwrite: bool = False, quiet: bool = False, **changes: Any
+) -> Any:
+    from galray.config import load_config
+    from galray.console import Console
+    from galray.pipeline import Pipeline
+
+    loaded = load_config(config, set_)
+    if changes:
+        unknown = set(changes.get("methods", ())) - {"flow", "score", "moments", "vertical"}
+        if unknown:
+            raise GalrayError(f"--method {unknown.pop()}: no such inversion", "use flow, score or moments")
+        loaded = loaded.model_copy(update=changes)
+    return Pipeline(loaded, Console(quiet=quiet), overwrite=overwrite)
+
+
+def _run(
+    config: str,
+    set_: list[str] | None,
+    *,
+    dry_run: bool = False,
+    sample: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    from galray.config import load_config
+    from galray.console import Console
+    from galray.pipeline import Pipeline
+    from galray.planning import extrapolate, plan, sample_config
+
+    loaded = load_config(config, set_)
+    if dry_run:
+        for key, value in plan(loaded).items():
+            typer.echo(f"{key:<12} {value}")
+        return
+    if sample is not None:
+        loaded = sample_config(loaded, sample)
+    result = Pipeline(loaded, Console(quiet=quiet), overwrite=overwrite).run()
+    _print_table(result.summary)
+    if sample is not None:
+        for line in extrapolate(result, sample):
+            typer.echo(line)
+    typer.echo(f"report: {result.folder / 'report.html'}")
+
+
+def _print_table(summary: dict[str, Any]) -> None:
+    from rich.console import Console as RichConsole
+
+    from galray.report import table
+
+    RichConsole(width=None if sys.stdout.isatty() else 120).print(table(summary))
+
+
+def _print_account(store: Any) -> None:
+    account = store.row_account
+    typer.echo(f"{store.num_rows} stars in {len(store.shards)} shards; the fate of every row:")
+    for fate, count in account.items():
+        typer.echo(f"  {fate:<36} {count:>12}")
+
+
+def main() -> None:
+    """Entry point: errors of the user end in one or two lines and exit code 2."""
+    import click
+
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("GALRAY_DEBUG") == "1"
+    try:
+        code = app(args=arguments, prog_name="galray", standalone_mode=False)
+    except GalrayError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except OSError as error:
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(
+            f"error: {place}{error.strerror or error}\n  remedy: check the path, its rights and free space",
+            err=True,
+        )
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

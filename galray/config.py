@@ -1,0 +1,241 @@
+"""The configuration of a run: TOML in, validated sections out; unknown keys are errors.
+
+Every section belongs to the package that reads it; this module only joins them, finds configurations by
+name, applies overrides and turns validation errors into one line each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from galray.catalog import CatalogSettings
+from galray.cluster import ClusterSettings
+from galray.ensemble import EnsembleSettings
+from galray.errors import GalrayError
+from galray.gravity import GravitySettings
+from galray.gravity.vertical import VerticalSettings
+from galray.mocks import MilkyWaySettings, ObserveSettings
+from galray.phasespace import FlowSettings, ScoreSettings
+from galray.provenance import content_hash
+from galray.results import PlacesSettings
+from galray.settings import Settings
+from galray.tracking import TrackingSettings
+from galray.training import TrainingSettings
+
+__all__ = ["MockSettings", "RunConfig", "load_config", "ready_configs", "to_toml"]
+
+Method = Literal["flow", "score", "moments", "vertical"]
+
+
+class MockSettings(Settings):
+    """A mock galaxy that is generated, observed and written in Gaia's bulk form before the run reads it."""
+
+    galaxy: MilkyWaySettings = MilkyWaySettings()
+    observe: ObserveSettings = ObserveSettings()
+    rows_per_file: int = Field(100_000, gt=0)
+    """Rows of one ``GaiaSource_*.csv.gz``."""
+
+
+class TrainingSection(Settings):
+    """How each family of models is trained."""
+
+    flow: TrainingSettings = TrainingSettings()
+    score: TrainingSettings = TrainingSettings()
+
+
+class CostSettings(Settings):
+    """What a core-hour costs, for the extrapolation of ``--sample`` and ``--dry-run``."""
+
+    dollars_per_core_hour: float = Field(0.05, ge=0)
+
+
+class RunConfig(Settings):
+    """A whole run: what to read, which inversions to run, how many members, where to report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's name, and the name of its directory under `output`."""
+    description: str = ""
+    """One line for the report."""
+    seed: int = Field(1, ge=0)
+    """The root of every random stream of the run."""
+    output: str = "runs"
+    """Folder that holds run directories."""
+    methods: tuple[Method, ...] = Field(("flow", "score", "moments"), min_length=1)
+    """The inversions to run: ``flow``, ``score`` and ``moments``, or ``vertical`` alone."""
+    mock: MockSettings | None = None
+    """Generate a mock Milky Way and run on its files (`catalog.files` is then left empty)."""
+    catalog: CatalogSettings
+    flow: FlowSettings = FlowSettings()
+    score: ScoreSettings = ScoreSettings()
+    training: TrainingSection = TrainingSection()
+    gravity: GravitySettings = GravitySettings()
+    vertical: VerticalSettings | None = None
+    places: PlacesSettings = PlacesSettings()
+    ensemble: EnsembleSettings = EnsembleSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    cost: CostSettings = CostSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if "vertical" in self.methods and (len(self.methods) > 1 or self.vertical is None):
+            raise ValueError("methods: 'vertical' runs alone and needs a [vertical] section")
+        if self.mock is not None and self.catalog.files:
+            raise ValueError("catalog.files: leave it empty when [mock] generates the files")
+        if self.mock is None and not self.catalog.files:
+            raise ValueError("catalog.files: no input; name files or add a [mock] section")
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError("methods: each inversion may be named once")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's directory."""
+        return Path(self.output).expanduser() / self.name
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything that can change a number: where it runs and how it is logged cannot."""
+        return content_hash(
+            self.model_dump(
+                mode="json", exclude={"name", "description", "output", "tracking", "cluster", "cost"}
+            )
+        )
+
+
+def ready_configs() -> dict[str, Path]:
+    """The configurations that ship with galray, by name."""
+    folder = Path(str(resources.files("galray") / "configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run configuration.
+
+    Arguments:
+        source: A TOML file, or the name of a ready configuration such as ``demo``.
+        overrides: ``a.b=value`` each; the value is TOML, or a bare string.
+
+    Raises:
+        GalrayError: The file is absent or broken, a key is unknown, a value is of the wrong type.
+    """
+    ready = ready_configs()
+    path = ready.get(str(source), Path(source))
+    if not path.is_file():
+        close = difflib.get_close_matches(str(source), ready, 1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise GalrayError(
+            f"no configuration '{source}': neither a file nor a ready one",
+            f"{hint}ready ones are {', '.join(ready)}",
+        )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise GalrayError(f"{path}: not a TOML file: {error}", "mend the line it names") from None
+    except OSError as error:
+        raise GalrayError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
+    for override in overrides or []:
+        _override(data, override)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise GalrayError(f"{path}: {_explain(error)}", "`galray config show` prints every key") from None
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Apply one ``a.b=value`` in place."""
+    key, separator, value = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not separator or not all(parts):
+        raise GalrayError(
+            f"--set {text}: not of the form a.b=value", "for example --set ensemble.num_workers=4"
+        )
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()  # a bare word or path is a string
+    if isinstance(parsed, str) and _takes_list(parts):
+        parsed = [parsed]
+    section = data
+    for part in parts[:-1]:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise GalrayError(
+                f"--set {text}: '{part}' is a value, not a section", "`galray config show` prints every key"
+            )
+    section[parts[-1]] = parsed
+
+
+def _takes_list(parts: list[str]) -> bool:
+    """Whether the field at this path is a list or tuple, so that one bare value stands for a list of one."""
+    model: Any = RunConfig
+    for part in parts[:-1]:
+        model = _section_of(model, part)
+        if model is None:
+            return False
+    field = model.model_fields.get(parts[-1])
+    return field is not None and typing.get_origin(field.annotation) in (list, tuple)
+
+
+def _section_of(model: type[BaseModel], part: str) -> type[BaseModel] | None:
+    """The model of a section, through ``Section | None``; None where there is no such section."""
+    field = model.model_fields.get(part)
+    if field is None:
+        return None
+    options = [field.annotation]
+    if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
+        options = list(typing.get_args(field.annotation))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _explain(error: ValidationError) -> str:
+    """Validation errors as ``key: what is wrong``, with the nearest known key for an unknown one."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _keys(RunConfig, [str(part) for part in item["loc"][:-1]])
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
+            lines.append(f"{where}: unknown key" + (f", did you mean '{close[0]}'?" if close else ""))
+        elif item["type"] == "value_error":
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}" if where else message)
+        else:
+            given = repr(item["input"])
+            given = given if len(given) < 60 else given[:57] + "..."
+            lines.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {given}")
+    more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+    return "; ".join(lines[:3]) + more
+
+
+def _keys(model: type[BaseModel], parts: list[str]) -> list[str]:
+    """The keys of the section at this path."""
+    for part in parts:
+        section = _section_of(model, part)
+        if section is None:
+            return []
+        model = section
+    return list(model.model_fields)
+
+
+def to_toml(config: BaseModel) -> str:
+    """A configuration as TOML, every key written out; keys whose value is None are left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value if item is not None]
+    return value

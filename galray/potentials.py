@@ -1,4 +1,4 @@
-"""Analytic gravitational potentials in torch float64: Φ, a = −∇Φ and ρ in closed form."""
+"""Analytic, axisymmetric gravitational potentials in torch float64: Φ, a = −∇Φ and ρ in closed form."""
 
 from __future__ import annotations
 
@@ -64,8 +64,22 @@ class Potential(ABC):
         """Φ(x) in (km/s)², shape (*), zero at infinity."""
 
     @abstractmethod
+    def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """The two numbers (g_R, g_z) with a = −(g_R x, g_R y, g_z z), which orbits in (R, z) need alone.
+
+        Arguments:
+            radius2: R² = x² + y² in kpc², shape (*).
+            z2: z² in kpc², shape (*).
+
+        Returns:
+            g_R = Ω² and g_z in (km/s/kpc)², each of shape (*); equal for a sphere.
+        """
+
     def acceleration(self, x: Any) -> Tensor:
         """a(x) = −∇Φ in (km/s)²/kpc, shape (*, 3)."""
+        x = _positions(x)
+        radial, vertical = self.force_factors(x[..., 0].square() + x[..., 1].square(), x[..., 2].square())
+        return -x * torch.stack([radial, radial, vertical], -1)
 
     @abstractmethod
     def mass_density(self, x: Any) -> Tensor:
@@ -74,9 +88,7 @@ class Potential(ABC):
     def circular_velocity(self, radius: Any) -> Tensor:
         """v_c = √(R ∂Φ/∂R) in km/s at cylindrical radius R (kpc, shape (*)) in the plane z = 0."""
         radius = torch.as_tensor(radius).to(torch.float64)
-        zero = torch.zeros_like(radius)
-        a = self.acceleration(torch.stack([radius, zero, zero], -1))
-        return torch.sqrt(-radius * a[..., 0])
+        return radius * torch.sqrt(self.force_factors(radius.square(), torch.zeros_like(radius))[0])
 
     def to_dict(self) -> dict[str, Any]:
         """The potential as plain JSON values; `from_dict` builds it again."""
@@ -115,10 +127,10 @@ class Plummer(Potential):
         """Φ(x) in (km/s)², shape (*)."""
         return -G * self.m_tot * (_positions(x).square().sum(-1) + self.b**2).rsqrt()
 
-    def acceleration(self, x: Any) -> Tensor:
-        """a(x) in (km/s)²/kpc, shape (*, 3)."""
-        x = _positions(x)
-        return -G * self.m_tot * x * (x.square().sum(-1, keepdim=True) + self.b**2).pow(-1.5)
+    def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
+        g = G * self.m_tot * (radius2 + z2 + self.b**2).pow(-1.5)
+        return g, g
 
     def mass_density(self, x: Any) -> Tensor:
         """ρ(x) in Msun/kpc³, shape (*)."""
@@ -151,11 +163,11 @@ class Isochrone(Potential):
         """Φ(x) in (km/s)², shape (*)."""
         return -G * self.m_tot / (self.b + self._root(_positions(x)))
 
-    def acceleration(self, x: Any) -> Tensor:
-        """a(x) in (km/s)²/kpc, shape (*, 3)."""
-        x = _positions(x)
-        root = self._root(x)
-        return -G * self.m_tot * x / (root * (self.b + root).square()).unsqueeze(-1)
+    def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
+        root = torch.sqrt(radius2 + z2 + self.b**2)
+        g = G * self.m_tot / (root * (self.b + root).square())
+        return g, g
 
     def mass_density(self, x: Any) -> Tensor:
         """ρ(x) in Msun/kpc³, shape (*)."""
@@ -190,11 +202,11 @@ class Hernquist(Potential):
         """Φ(x) in (km/s)², shape (*)."""
         return -G * self.m_tot / (_radius(_positions(x)) + self.a)
 
-    def acceleration(self, x: Any) -> Tensor:
-        """a(x) in (km/s)²/kpc, shape (*, 3)."""
-        x = _positions(x)
-        r = _radius(x)
-        return -G * self.m_tot * x / (r * (r + self.a).square()).unsqueeze(-1)
+    def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
+        r = torch.sqrt((radius2 + z2).clamp_min(_TINY))
+        g = G * self.m_tot / (r * (r + self.a).square())
+        return g, g
 
     def mass_density(self, x: Any) -> Tensor:
         """ρ(x) in Msun/kpc³, shape (*)."""
@@ -237,11 +249,11 @@ class NFW(Potential):
         s = _radius(_positions(x)) / self.r_s
         return -G * self.m_tot / self.r_s * torch.log1p(s) / s
 
-    def acceleration(self, x: Any) -> Tensor:
-        """a(x) in (km/s)²/kpc, shape (*, 3)."""
-        x = _positions(x)
-        s = _radius(x) / self.r_s
-        return -G * self.m_tot / self.r_s**3 * x * _nfw_mean_density(s).unsqueeze(-1)
+    def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
+        s = torch.sqrt((radius2 + z2).clamp_min(_TINY)) / self.r_s
+        g = G * self.m_tot / self.r_s**3 * _nfw_mean_density(s)
+        return g, g
 
     def mass_density(self, x: Any) -> Tensor:
         """ρ(x) in Msun/kpc³, shape (*)."""
@@ -278,13 +290,12 @@ class MiyamotoNagai(Potential):
         """Φ(x) in (km/s)², shape (*)."""
         return -G * self.m_tot * self._parts(_positions(x))[2].rsqrt()
 
-    def acceleration(self, x: Any) -> Tensor:
-        """a(x) in (km/s)²/kpc, shape (*, 3)."""
-        x = _positions(x)
-        _, root, d2 = self._parts(x)
-        one = torch.ones_like(root)
-        stretch = torch.stack([one, one, (self.a + root) / root], -1)
-        return -G * self.m_tot * x * stretch * d2.pow(-1.5).unsqueeze(-1)
+    def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
+        root = torch.sqrt(z2 + self.b**2)
+        stretched = self.a + root
+        g = G * self.m_tot * (radius2 + stretched.square()).pow(-1.5)
+        return g, g * stretched / root
 
     def mass_density(self, x: Any) -> Tensor:
         """ρ(x) in Msun/kpc³, shape (*)."""
@@ -334,10 +345,13 @@ class Composite(Potential):
         x = _positions(x)
         return torch.stack([part.potential(x) for part in self.components.values()]).sum(0)
 
-    def acceleration(self, x: Any) -> Tensor:
-        """a(x) in (km/s)²/kpc, shape (*, 3)."""
-        x = _positions(x)
-        return torch.stack([part.acceleration(x) for part in self.components.values()]).sum(0)
+    def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
+        first, *rest = (part.force_factors(radius2, z2) for part in self.components.values())
+        radial, vertical = first
+        for g_radial, g_vertical in rest:
+            radial, vertical = radial + g_radial, vertical + g_vertical
+        return radial, vertical
 
     def mass_density(self, x: Any) -> Tensor:
         """ρ(x) in Msun/kpc³, shape (*)."""

@@ -294,7 +294,8 @@ class MiyamotoNagai(Potential):
         """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
         root = torch.sqrt(z2 + self.b**2)
         stretched = self.a + root
-        g = G * self.m_tot * (radius2 + stretched.square()).pow(-1.5)
+        inverse2 = 1 / (radius2 + stretched * stretched)  # no pow: orbits call this a thousand times a star
+        g = G * self.m_tot * inverse2 * inverse2.sqrt()
         return g, g * stretched / root
 
     def mass_density(self, x: Any) -> Tensor:
@@ -407,9 +408,11 @@ def _radius(x: Tensor) -> Tensor:
 
 def _nfw_mean_density(s: Tensor) -> Tensor:
     """[ln(1+s) − s/(1+s)] / s³, by its series where the difference would lose digits."""
-    small = s < 0.02
-    t = torch.where(small, s, torch.full_like(s, 0.01))
-    # Σ_{k≥2} (−1)^k (k−1)/k s^{k−3}; nine terms reach round-off at s = 0.02
-    series = sum((-1) ** k * (k - 1) / k * t ** (k - 3) for k in range(2, 12))
+    small = s < 1e-3
     u = torch.where(small, torch.ones_like(s), s)
-    return torch.where(small, torch.as_tensor(series), (torch.log1p(u) - u / (1 + u)) / u.pow(3))
+    one = 1 + u
+    closed = (torch.log1p(u) - u / one) / (u * u * u)
+    t = torch.where(small, s, torch.ones_like(s))
+    # Σ_{k≥2} (−1)^k (k−1)/k s^{k−3}
+    series = (1 / 2 + t * (-2 / 3 + t * (3 / 4 + t * (-4 / 5 + t * (5 / 6))))) / t
+    return torch.where(small, series, closed)

@@ -1,0 +1,225 @@
+"""The [gravity] section of a configuration: inversions, smoothing kernel, baryons, averages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from galray.settings import Settings
+
+__all__ = [
+    "BaryonSettings",
+    "GravitySettings",
+    "HaloSettings",
+    "KernelSettings",
+    "LeastSquaresSettings",
+    "MomentsSettings",
+    "PotentialSettings",
+]
+
+VelocityFunction = Literal["1", "v_R", "v_phi", "v_z", "v_x", "v_y", "v_R v_z", "v_z v_z", "v_R v_R"]
+
+
+def _check_concentration(value: tuple[float, ...], dimension: int) -> None:
+    if value and (len(value) != dimension or min(value) < 0 or max(value) > 6):
+        raise ValueError(f"concentration: give {dimension} numbers from 0 to 6")
+
+
+class KernelSettings(Settings):
+    """The Gaussian kernel with which every mass density is smoothed."""
+
+    widths_kpc: tuple[float, float, float] = (0.5, 0.5, 0.2)
+    """Standard deviations along x, y and z."""
+    truncate: float = Field(2.0, gt=0, le=6)
+    """The kernel ends at the ellipsoid of this many standard deviations."""
+    radial_nodes: int = Field(6, ge=2, le=64)
+    """Quadrature nodes from the centre of the kernel to its surface."""
+    polar_nodes: int = Field(16, ge=4, le=256)
+    """Quadrature nodes from pole to pole (even: north and south get mirrored nodes)."""
+    azimuthal_nodes: int = Field(8, ge=4, le=256)
+    """Quadrature nodes around the z axis (even)."""
+
+    @field_validator("widths_kpc")
+    @classmethod
+    def _positive(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) <= 0:
+            raise ValueError("every width must be above zero kpc")
+        return value
+
+
+class MomentsSettings(Settings):
+    """The weak-form moment estimator: splines of the potential, test functions, penalty."""
+
+    basis: Literal["Rz", "xyz"] = "Rz"
+    """Splines in (R, z), an axially symmetric potential, or in (x, y, z), which assumes no symmetry."""
+    num_potential_splines: tuple[int, ...] = ()
+    """Splines of Φ along each coordinate; () takes (8, 15) for Rz and (7, 7, 9) for xyz."""
+    num_test_splines: tuple[int, ...] = ()
+    """Test functions along each coordinate; () takes (10, 23) for Rz and (8, 8, 11) for xyz."""
+    velocity_functions: tuple[VelocityFunction, ...] = ()
+    """Functions of velocity that multiply the test functions; () takes the first moments of the basis."""
+    concentration: tuple[float, ...] = ()
+    """β per coordinate: spline cells shrink towards the plane z = 0, and along x and y towards the centre
+    (break points ∝ sinh(βt)); 0 gives equal cells; () takes (0, 2) for Rz and (0, 0, 2) for xyz."""
+    window: float = Field(0.5, ge=0, lt=1)
+    """The window on |x − centre| is 1 up to this fraction of the radius and falls to 0 at the border."""
+    north_south: bool = False
+    """Force Φ(z) = Φ(−z)."""
+    penalty: float | Literal["cv", "cp", "evidence"] = "evidence"
+    """Strength of the third-difference penalty, or how to choose it: cross-validation over blocks,
+    Mallows' C_p, or the marginal likelihood of the moments."""
+    penalty_steps: int = Field(7, ge=2, le=30)
+    """Strengths tried per direction when the penalty is chosen."""
+    min_stars: int = Field(30, ge=2)
+    """Test functions that rest on fewer stars are left out."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> MomentsSettings:
+        dimension = 2 if self.basis == "Rz" else 3
+        for name in ("num_potential_splines", "num_test_splines"):
+            sizes = getattr(self, name)
+            if sizes and (len(sizes) != dimension or min(sizes) < 4):
+                raise ValueError(f"{name}: the {self.basis} basis takes {dimension} numbers of at least 4")
+        _check_concentration(self.concentration, dimension)
+        if not isinstance(self.penalty, str) and not self.penalty >= 0:
+            raise ValueError("penalty: a strength cannot be negative")
+        wrong = {"v_x", "v_y"} if self.basis == "Rz" else {"v_R", "v_phi", "v_R v_z", "v_R v_R"}
+        for name in self.velocity_functions:
+            if name in wrong:
+                raise ValueError(f"velocity_functions: '{name}' does not belong to the {self.basis} basis")
+        return self
+
+    @property
+    def potential_splines(self) -> tuple[int, ...]:
+        """The number of potential splines along each coordinate, defaults filled in."""
+        return self.num_potential_splines or ((8, 15) if self.basis == "Rz" else (7, 7, 9))
+
+    @property
+    def test_splines(self) -> tuple[int, ...]:
+        """The number of test functions along each coordinate, defaults filled in."""
+        return self.num_test_splines or ((10, 23) if self.basis == "Rz" else (8, 8, 11))
+
+    @property
+    def concentrations(self) -> tuple[float, ...]:
+        """The concentration along each coordinate, defaults filled in."""
+        return self.concentration or ((0.0, 2.0) if self.basis == "Rz" else (0.0, 0.0, 2.0))
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The velocity functions, defaults filled in."""
+        return self.velocity_functions or (("v_R", "v_z") if self.basis == "Rz" else ("v_x", "v_y", "v_z"))
+
+
+class LeastSquaresSettings(Settings):
+    """Least squares over resampled velocities at fixed position."""
+
+    form: Literal["instrument", "stein", "plain"] = "instrument"
+    """Which estimating equation: see `galray.gravity.boltzmann`."""
+    num_velocities: int = Field(2000, ge=8)
+    """Velocities drawn at each position."""
+    batch_size: int = Field(50_000, gt=0)
+    """Phase-space points scored at once."""
+
+
+class PotentialSettings(Settings):
+    """A potential fitted to scores at the stars: a = −∇Φ, Φ a spline or a network on a spline."""
+
+    basis: Literal["spline", "network"] = "network"
+    """``spline`` solves one linear system; ``network`` adds a network that learns what the spline misses."""
+    form: Literal["instrument", "plain"] = "instrument"
+    """``instrument`` is free of the bias that noise in the score causes; ``plain`` is E[r²]."""
+    base: Literal["Rz", "xyz"] = "xyz"
+    """Coordinates of the spline."""
+    base_splines: tuple[int, ...] = ()
+    """Splines along each coordinate; () takes (7, 13) for Rz and (6, 6, 9) for xyz."""
+    concentration: tuple[float, ...] = ()
+    """β per coordinate of the spline's cells, as in the moments; () takes (0, 2) or (0, 0, 2)."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the network's hidden layers."""
+    epochs: int = Field(12, ge=1)
+    """Passes over the stars."""
+    batch_size: int = Field(2048, ge=16)
+    """Stars per step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Adam's largest step; it falls to zero along a cosine."""
+    max_stars: int = Field(150_000, ge=100)
+    """Stars used by the network at most (a random part of a larger catalogue; the spline uses all)."""
+    max_radius: float = Field(0.95, gt=0, le=1)
+    """Stars fade out towards this fraction of the ball's radius, where scores are worst."""
+    positivity: float = Field(0.0, ge=0)
+    """Weight of the penalty on negative mass density (network only)."""
+    validation_fraction: float = Field(0.1, gt=0, lt=0.9)
+    """Part of the stars that selects the best epoch."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> PotentialSettings:
+        dimension = 2 if self.base == "Rz" else 3
+        if self.base_splines and (len(self.base_splines) != dimension or min(self.base_splines) < 4):
+            raise ValueError(f"base_splines: the {self.base} base takes {dimension} numbers of at least 4")
+        _check_concentration(self.concentration, dimension)
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError("hidden: at least one layer of at least one unit")
+        return self
+
+    @property
+    def splines(self) -> tuple[int, ...]:
+        """The number of base splines along each coordinate, defaults filled in."""
+        return self.base_splines or ((7, 13) if self.base == "Rz" else (6, 6, 9))
+
+
+    @property
+    def concentrations(self) -> tuple[float, ...]:
+        """The concentration along each coordinate, defaults filled in."""
+        return self.concentration or ((0.0, 2.0) if self.base == "Rz" else (0.0, 0.0, 2.0))
+
+
+class BaryonSettings(Settings):
+    """What is subtracted from the total density."""
+
+    model: Literal["mckee2015", "potential", "none", "table"] = "mckee2015"
+    """``mckee2015`` for the real Galaxy, ``potential`` for a mock, ``table`` for a file of one's own."""
+    file: str = ""
+    """TOML table of layers (`table` only), in the form of galray/gravity/data/mckee2015.toml."""
+    potential: dict | None = None
+    """`galray.potentials` description of the baryons (`potential` only)."""
+    relative_error: float = Field(0.0, ge=0)
+    """Relative uncertainty of the mass of a `potential` model."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> BaryonSettings:
+        if self.model == "table" and not self.file:
+            raise ValueError("file: the model 'table' needs the path of a TOML table of layers")
+        return self
+
+
+class HaloSettings(Settings):
+    """Where the dark matter density is averaged and what is fitted to it."""
+
+    min_height_kpc: float = Field(0.5, ge=0)
+    """|z| of the average begins here (the disc's baryons dominate below)."""
+    max_height_kpc: float = Field(2.0, gt=0)
+    """and ends here."""
+    max_radius_offset_kpc: float = Field(0.3, ge=0)
+    """|R − R0| of the average is at most this."""
+    max_distance_y_kpc: float = Field(1.5, ge=0)
+    """|arc| along the Solar circle is at most this."""
+    nfw_scale_radius_kpc: float | None = Field(None, gt=0)
+    """Fix the scale radius of the NFW fit, which a ball of a few kpc hardly constrains."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> HaloSettings:
+        if self.max_height_kpc <= self.min_height_kpc:
+            raise ValueError("max_height_kpc: must be above min_height_kpc")
+        return self
+
+
+class GravitySettings(Settings):
+    """From models of f to acceleration and mass."""
+
+    moments: MomentsSettings = MomentsSettings()
+    potential: PotentialSettings = PotentialSettings()
+    least_squares: LeastSquaresSettings = LeastSquaresSettings()
+    kernel: KernelSettings = KernelSettings()
+    baryons: BaryonSettings = BaryonSettings()
+    halo: HaloSettings = HaloSettings()

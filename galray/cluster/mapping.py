@@ -1,0 +1,166 @@
+"""Run a pure function on every shard and add the results up, on a cluster or in this process."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from galray.cluster.connection import is_connected, require, resources
+from galray.errors import GalrayError
+
+__all__ = ["map_shards", "stream_shards"]
+
+logger = logging.getLogger(__name__)
+Shard = TypeVar("Shard")
+Result = TypeVar("Result")
+
+_STALL_SECONDS = 60.0
+
+
+def map_shards(
+    function: Callable[[Shard], Result],
+    shards: Sequence[Shard],
+    *,
+    reduce: Callable[[Any, Any], Any] = operator.add,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    max_in_flight: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Apply `function` to every shard and fold the results together.
+
+    The fold runs in the order of the shards whatever order they end in, so floating-point sums are the
+    same on a cluster, on a laptop and in one process. At most `max_in_flight` results exist at a time.
+
+    Arguments:
+        function: Pure function of one shard; sent to each worker once. Arrays inside it arrive
+            read-only on a worker.
+        shards: What it is called with: paths, or arrays of a few MB at most.
+        reduce: How two results become one; addition by default.
+        num_cpus: CPUs of one task.
+        num_gpus: GPUs (also a fraction) of one task.
+        max_in_flight: Tasks that may be unfinished or not yet added up; twice what runs at once by default.
+        progress: Called with (done, all) after every shard.
+
+    Returns:
+        The sum of the results.
+
+    Raises:
+        GalrayError: There are no shards, or no node can hold a task.
+        Exception: Whatever `function` raises, with the shard named in a note.
+    """
+    total: Any = None
+    results = stream_shards(
+        function, shards, num_cpus=num_cpus, num_gpus=num_gpus, max_in_flight=max_in_flight, progress=progress
+    )
+    for index, result in enumerate(results):
+        total = result if index == 0 else reduce(total, result)
+    return total
+
+
+def stream_shards(
+    function: Callable[[Shard], Result],
+    shards: Sequence[Shard],
+    *,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    max_in_flight: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Result]:
+    """Apply `function` to every shard and yield the results in the order of the shards.
+
+    What a jackknife needs, where each shard's sums are kept apart. Arguments as in `map_shards`.
+    """
+    shards = list(shards)
+    if not shards:
+        raise GalrayError("there is no shard to work on", "check that the selection keeps any star at all")
+    if max_in_flight is not None and max_in_flight < 1:
+        raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
+    if is_connected():
+        results = _on_cluster(function, shards, num_cpus, num_gpus, max_in_flight)
+    else:
+        results = _in_process(function, shards)
+    for done, result in enumerate(results, start=1):
+        if progress is not None:
+            progress(done, len(shards))
+        yield result
+
+
+def _in_process(function: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:
+    for shard in shards:
+        try:
+            yield function(shard)
+        except Exception as error:
+            error.add_note(f"while working on shard {shard!r:.200}")
+            raise
+
+
+def _on_cluster(
+    function: Callable[[Any], Any],
+    shards: Sequence[Any],
+    num_cpus: float,
+    num_gpus: float,
+    max_in_flight: int | None,
+) -> Iterator[Any]:
+    import ray
+
+    have = require(num_cpus, num_gpus, what="a task over one shard")
+    if max_in_flight is None:
+        slots = have.num_cpus / num_cpus if num_cpus else len(shards)
+        if num_gpus:
+            slots = min(slots, have.num_gpus / num_gpus)
+        max_in_flight = max(2, int(2 * slots))
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(_call)
+    shared = ray.put(function)  # once into the object store, not once per task
+    waiting: deque[tuple[Any, Any]] = deque()
+    todo = iter(shards)
+    try:
+        while True:
+            # A window over the shards in their order bounds what lies in memory even if the first is slow.
+            while len(waiting) < max_in_flight:
+                try:
+                    shard = next(todo)
+                except StopIteration:
+                    break
+                waiting.append((shard, task.remote(shared, shard)))
+            if not waiting:
+                return
+            shard, reference = waiting.popleft()
+            yield _fetch(reference, shard, num_cpus, num_gpus)
+    finally:
+        for _, reference in waiting:
+            ray.cancel(reference, force=False)
+
+
+def _call(function: Callable[[Any], Any], shard: Any) -> Any:
+    return function(shard)
+
+
+def _fetch(reference: Any, shard: Any, num_cpus: float, num_gpus: float) -> Any:
+    """Wait for one result, say so when nothing moves, and raise the function's own exception."""
+    import ray
+
+    while not ray.wait([reference], timeout=_STALL_SECONDS, fetch_local=False)[0]:
+        free = resources()
+        if free.free_cpus + 1e-6 < num_cpus or free.free_gpus + 1e-6 < num_gpus:
+            logger.warning(
+                "a task waits for %g CPUs and %g GPUs; %g and %g are free",
+                num_cpus,
+                num_gpus,
+                free.free_cpus,
+                free.free_gpus,
+            )
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        cause.add_note(f"while working on shard {shard!r:.200}")
+        raise cause from error
+    except ray.exceptions.WorkerCrashedError as error:
+        raise GalrayError(
+            f"the worker on shard {shard!r:.200} died again and again (out of memory?)",
+            "use smaller shards (catalog.num_shards) or fewer CPUs at a time (cluster.num_cpus)",
+        ) from error

@@ -1,0 +1,113 @@
+"""Run the members of an ensemble: what is missing, side by side, and lose nothing when anything dies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from galray.cluster import is_connected, require
+from galray.ensemble.execute import MemberFunction, execute, limit_threads
+from galray.ensemble.members import EnsembleSettings, MemberSpec
+from galray.ensemble.store import MemberOutcome, MemberStore
+from galray.errors import GalrayError
+
+__all__ = ["run_members"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_members(
+    specs: Sequence[MemberSpec],
+    function: str | MemberFunction,
+    folder: Path | str,
+    context: Mapping[str, Any] | None = None,
+    settings: EnsembleSettings | None = None,
+    on_done: Callable[[MemberSpec, MemberOutcome], None] | None = None,
+    on_progress: Callable[[MemberSpec, float, str], None] | None = None,
+) -> list[MemberOutcome]:
+    """Run every member that has no finished result yet.
+
+    On a connected Ray cluster the members are Ray Tune trials, as many at a time as fit; without one,
+    or with `settings.concurrent = 0`, they run one after another in this process. A member that raises
+    is a failed outcome with its traceback in `error.txt`, and the others go on; the next call runs it
+    again. A call after a kill runs what is missing and ends with the same members.
+
+    Arguments:
+        specs: The design.
+        function: `function(spec, folder, context)` or "package.module:callable"; spec is
+            `MemberSpec.to_dict()`, folder is where it may write (and find its own checkpoints again),
+            and the dictionary it returns becomes `result`.
+        folder: The run's `members/`; on a cluster of several nodes it must be on shared storage.
+        context: What all members share: paths, settings, small arrays.
+        settings: How they are run; defaults when absent.
+        on_done: Called in this process with (spec, outcome) for each member as it ends, first for those
+            that were finished before.
+        on_progress: Called in this process with (spec, fraction, note) from `report_progress`.
+
+    Returns:
+        One outcome per member, in the order of `specs`.
+
+    Raises:
+        GalrayError: All members failed, no node can hold one, or another process runs them.
+    """
+    settings = settings or EnsembleSettings()
+    store = MemberStore(folder)
+    outcomes: dict[str, MemberOutcome] = {}
+    callback_errors: list[Exception] = []
+
+    def done(outcome: MemberOutcome) -> None:
+        outcomes[outcome.spec.id] = outcome
+        if not outcome.finished:
+            logger.warning("member %s failed: %s", outcome.spec.name, outcome.error)
+        if on_done is None:
+            return
+        try:
+            on_done(outcome.spec, outcome)
+        except Exception as error:
+            # A faulty listener must not stop hours of training; it is raised when the members are safe.
+            callback_errors.append(error)
+
+    with store.lock():
+        for outcome in store.arrange(specs):
+            done(outcome)
+        missing = [spec for spec in specs if spec.id not in outcomes]
+        concurrent = _concurrent(settings, len(missing))
+        if missing and concurrent:
+            from galray.ensemble.trials import run_trials
+
+            run_trials(missing, function, store, context or {}, settings, concurrent, done, on_progress)
+        else:
+            for spec in missing:
+                with limit_threads(settings.threads):
+                    outcome = execute(function, spec, store.folder, context or {})
+                done(outcome)
+    result = [outcomes[spec.id] for spec in specs]
+    if callback_errors:
+        raise callback_errors[0]
+    if result and not any(outcome.finished for outcome in result):
+        first = result[0]
+        raise GalrayError(
+            f"all {len(result)} members failed; the first ({first.spec.name}): {first.error}",
+            f"read {first.folder / 'error.txt'}, mend the cause, and run again",
+        )
+    return result
+
+
+def _concurrent(settings: EnsembleSettings, num_members: int) -> int:
+    """Say how many members run at a time on the cluster; 0 for one by one in this process."""
+    if settings.concurrent == 0 or not is_connected() or not num_members:
+        return 0
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        raise GalrayError(
+            "an ensemble cannot be driven through a Ray Client address (ray://)",
+            "run galray on the cluster: submit it as a job, or use the head node's host:6379 address",
+        )
+    have = require(settings.cpus_per_member, settings.gpus_per_member, what="a member of the ensemble")
+    slots = have.num_cpus / settings.cpus_per_member
+    if settings.gpus_per_member:
+        slots = min(slots, have.num_gpus / settings.gpus_per_member)
+    return max(1, min(int(slots + 1e-6), num_members, settings.concurrent or num_members))

@@ -1,0 +1,103 @@
+"""Settings of the mock galaxies and of how they are observed."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from galray.settings import Settings
+
+__all__ = [
+    "DiscSettings",
+    "MilkyWayPotentialSettings",
+    "MilkyWaySettings",
+    "ObserveSettings",
+    "StellarHaloSettings",
+]
+
+
+class MilkyWayPotentialSettings(Settings):
+    """The mass model: two Miyamoto–Nagai discs, a Hernquist bulge, an NFW halo."""
+
+    stellar_disc_mass: float = Field(default=4.8e10, gt=0)
+    """Mass of the stellar disc in Msun."""
+    stellar_disc_length_kpc: float = Field(default=2.6, gt=0)
+    stellar_disc_height_kpc: float = Field(default=0.33, gt=0)
+    gas_disc_mass: float = Field(default=0.95e10, gt=0)
+    """Mass of the gas disc in Msun."""
+    gas_disc_length_kpc: float = Field(default=6.0, gt=0)
+    gas_disc_height_kpc: float = Field(default=0.15, gt=0)
+    bulge_mass: float = Field(default=1.2e10, gt=0)
+    """Mass of the bulge in Msun."""
+    bulge_radius_kpc: float = Field(default=0.6, gt=0)
+    halo_density_msun_pc3: float = Field(default=0.010, gt=0)
+    """Density of the dark halo at the Sun in Msun/pc³: the truth that a run should find."""
+    halo_scale_radius_kpc: float = Field(default=15.0, gt=0)
+
+
+class DiscSettings(Settings):
+    """A disc of tracer stars, as a distribution of orbits.
+
+    Guiding radii follow an exponential disc; the radial and vertical energies of the orbits are exponential
+    with means σ_R² and σ_z² that fall with guiding radius as exp(−R_g / `sigma_length_kpc`).
+    """
+
+    fraction: float = Field(ge=0, le=1)
+    """Share of the stars in the ball."""
+    scale_length_kpc: float = Field(gt=0)
+    """Scale length of the guiding radii in kpc."""
+    sigma_r_km_s: float = Field(gt=0, le=90)
+    """Radial velocity dispersion at the Sun's guiding radius in km/s."""
+    sigma_z_km_s: float = Field(gt=0, le=90)
+    """Vertical velocity dispersion there in km/s."""
+    sigma_length_kpc: float = Field(gt=0)
+    """Scale length of the dispersions in kpc."""
+
+
+class StellarHaloSettings(Settings):
+    """A non-rotating, isotropic stellar halo with f ∝ exp(−E/σ²) − 1 for E < 0."""
+
+    fraction: float = Field(default=0.08, ge=0, le=1)
+    """Share of the stars in the ball."""
+    sigma_km_s: float = Field(default=130.0, gt=0, le=300)
+    """Velocity dispersion σ in km/s; the density falls about as r^−(v_c/σ)²."""
+
+
+class MilkyWaySettings(Settings):
+    """A Milky Way whose mass is known exactly and whose tracers are stationary."""
+
+    num_stars: int = Field(default=450_000, gt=0)
+    """Stars in the ball."""
+    ball_radius_kpc: float = Field(default=4.0, gt=0, le=6.0)
+    """Radius of the ball around the Sun that holds the stars, in kpc."""
+    potential: MilkyWayPotentialSettings = MilkyWayPotentialSettings()
+    thin_disc: DiscSettings = DiscSettings(
+        fraction=0.64, scale_length_kpc=2.7, sigma_r_km_s=35.0, sigma_z_km_s=20.0, sigma_length_kpc=7.5
+    )
+    thick_disc: DiscSettings = DiscSettings(
+        fraction=0.28, scale_length_kpc=2.3, sigma_r_km_s=60.0, sigma_z_km_s=40.0, sigma_length_kpc=10.0
+    )
+    stellar_halo: StellarHaloSettings = StellarHaloSettings()
+    mixing_periods: float = Field(default=16.0, ge=3)
+    """Longest time that an orbit is followed, in radial periods of its guiding radius."""
+    energy_tolerance: float = Field(default=1e-5, gt=0, le=1e-3)
+    """Largest |ΔE / E| of an orbit; one that exceeds it is integrated again with shorter steps."""
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> MilkyWaySettings:
+        total = self.thin_disc.fraction + self.thick_disc.fraction + self.stellar_halo.fraction
+        if abs(total - 1) > 1e-6:
+            raise ValueError(
+                f"the fractions of thin_disc, thick_disc and stellar_halo add up to {total:g}, not 1"
+            )
+        return self
+
+
+class ObserveSettings(Settings):
+    """What Gaia sees of a mock."""
+
+    noise_scale: float = Field(default=1.0, ge=0)
+    """Factor on the measurement errors, those drawn and those reported; 0 gives exact observables."""
+    rv_missing_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the stars without a radial velocity, independent of everything else."""
+    correlation_strength: float = Field(default=0.35, ge=0, le=2)
+    """How strongly the five astrometric errors of a star are correlated; 0.35 gives |ρ| of about 0.1."""

@@ -1,1 +1,40 @@
+"""Star files → shards of 6D stars: reading, cutting, transforming, and accounting for every row."""
 
+from __future__ import annotations
+
+from galray.catalog.astrometry import (
+    draw_observables,
+    galactocentric,
+    galactocentric_covariance,
+    jacobian,
+    state_expressions,
+)
+from galray.catalog.ingest import ingest, plan
+from galray.catalog.inspection import inspect
+from galray.catalog.quality import parse_cuts
+from galray.catalog.readers import Source, open_source
+from galray.catalog.settings import BallSettings, CatalogSettings, FrameSettings, StatesSettings
+from galray.catalog.shards import BallRegion, Draw, ShardStore
+from galray.catalog.writers import write_gaia_source
+
+__all__ = [
+    "BallRegion",
+    "BallSettings",
+    "CatalogSettings",
+    "Draw",
+    "FrameSettings",
+    "ShardStore",
+    "Source",
+    "StatesSettings",
+    "draw_observables",
+    "galactocentric",
+    "galactocentric_covariance",
+    "ingest",
+    "inspect",
+    "jacobian",
+    "open_source",
+    "parse_cuts",
+    "plan",
+    "state_expressions",
+    "write_gaia_source",
+]

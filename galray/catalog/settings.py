@@ -1,0 +1,205 @@
+"""The ``[catalog]`` section of a run's configuration: which stars, how they become 6D, which are kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from galray.catalog.columns import STATE, releases
+from galray.frame import GalacticFrame
+from galray.settings import Settings
+
+__all__ = ["BallSettings", "CatalogSettings", "FrameSettings", "StatesSettings"]
+
+Vector = tuple[float, float, float]
+
+
+class FrameSettings(Settings):
+    """The Galactocentric frame that observables are turned into; the defaults are `GalacticFrame`'s."""
+
+    sun_galcen_distance_kpc: float = Field(
+        default=8.122,
+        gt=0,
+        description="Distance of the Sun from the centre.",
+    )
+    sun_height_kpc: float = Field(
+        default=0.0208,
+        description="Height of the Sun above the plane.",
+    )
+    sun_velocity_km_s: Vector = Field(
+        default=(12.9, 245.6, 7.78),
+        description="Velocity of the Sun.",
+    )
+    galcen_ra_deg: float = Field(
+        default=266.4051,
+        description="Right ascension of the Galactic centre.",
+    )
+    galcen_dec_deg: float = Field(
+        default=-28.936175,
+        description="Declination of the Galactic centre.",
+    )
+    roll_deg: float = Field(
+        default=0.0,
+        description="Roll of the z axis away from the Galactic pole.",
+    )
+
+    def build(self) -> GalacticFrame:
+        """The frame with these numbers."""
+        return GalacticFrame(**self.model_dump())
+
+
+class BallSettings(Settings):
+    """The ball that is kept, in Galactocentric kpc."""
+
+    radius_kpc: float = Field(
+        gt=0,
+        description="Radius of the ball.",
+    )
+    center_kpc: Vector | None = Field(
+        default=None,
+        description="Centre of the ball; the Sun where not given.",
+    )
+
+
+class StatesSettings(Settings):
+    """How a ready 6D table of a simulation is to be read."""
+
+    columns: tuple[str, str, str, str, str, str] = Field(
+        default=("x", "y", "z", "vx", "vy", "vz"),
+        description="Names of the position and velocity columns.",
+    )
+    length_unit: str = Field(
+        default="kpc",
+        description="Unit of the positions, as astropy spells it.",
+    )
+    speed_unit: str = Field(
+        default="km / s",
+        description="Unit of the velocities, as astropy spells it.",
+    )
+    handedness: Literal["right", "left"] = Field(
+        default="right",
+        description="left: x and v_x change sign (galpy's frame, with the Sun at +x).",
+    )
+    origin_kpc: Vector = Field(
+        default=(0.0, 0.0, 0.0),
+        description="Galactocentric place of the table's origin, added to the positions.",
+    )
+    origin_velocity_km_s: Vector = Field(
+        default=(0.0, 0.0, 0.0),
+        description="Galactocentric velocity of the table's origin, added to the velocities.",
+    )
+
+    @field_validator("length_unit", "speed_unit")
+    @classmethod
+    def _unit(cls, value: str, info: object) -> str:
+        from astropy import units as u
+
+        wanted = "kpc" if getattr(info, "field_name", "") == "length_unit" else "km / s"
+        try:
+            u.Unit(value).to(wanted)
+        except (ValueError, TypeError, u.UnitConversionError) as error:
+            raise ValueError(f"'{value}' cannot be converted to {wanted}: {error}") from None
+        return value
+
+    def scales(self) -> tuple[float, float]:
+        """Factors from the table's units to kpc and km/s."""
+        from astropy import units as u
+
+        return float(u.Unit(self.length_unit).to("kpc")), float(u.Unit(self.speed_unit).to("km / s"))
+
+
+class CatalogSettings(Settings):
+    """Which star files are read and how they become shards of 6D stars."""
+
+    files: tuple[str, ...] = Field(
+        default=(),
+        description="Paths, folders or glob patterns of the input files.",
+    )
+    format: Literal["auto", "gaia", "states"] = Field(
+        default="auto",
+        description="gaia: observables as in gaia_source; states: ready 6D tables; auto: by columns.",
+    )
+    release: str = Field(
+        default="dr3",
+        description="Gaia release whose column types apply.",
+    )
+    rename: dict[str, str] = Field(
+        default_factory=dict,
+        description="Columns of the files that carry other names: {theirs: ours}.",
+    )
+    states: StatesSettings = Field(
+        default_factory=StatesSettings,
+        description="Units and frame of ready 6D tables.",
+    )
+    frame: FrameSettings = Field(
+        default_factory=FrameSettings,
+        description="The Galactocentric frame.",
+    )
+    parallax_zero_point: float = Field(
+        default=0.0,
+        description="Constant zero point in mas, subtracted from every parallax (-0.017 … -0.04 in DR3).",
+    )
+    distance: Literal["inverse_parallax"] = Field(
+        default="inverse_parallax",
+        description="How distances are found.",
+    )
+    cuts: dict[str, str | bool | float] = Field(
+        default_factory=dict,
+        description="Named cuts in order: an SQL condition that stars must meet ('parallax_over_error > 5'), "
+        "or a number for the built-in ones (ruwe, parallax_snr).",
+    )
+    ball: BallSettings | None = Field(
+        default=None,
+        description="Keep only stars in this ball.",
+    )
+    require_rv: bool = Field(
+        default=True,
+        description="Cut stars without radial velocity; false keeps them in a 5D store of their own.",
+    )
+    keep_columns: tuple[str, ...] = Field(
+        default=(),
+        description="Further columns to keep in the shards.",
+    )
+    weight_column: str | None = Field(
+        default=None,
+        description="Column kept as each star's weight.",
+    )
+    sample: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the stars to keep, by hash of source_id.",
+    )
+    num_shards: Annotated[int, Field(ge=1, le=65536)] = Field(
+        default=16,
+        description="Number of shards.",
+    )
+    allow_bad: int = Field(
+        default=0,
+        ge=0,
+        description="How many unreadable files may be quarantined.",
+    )
+
+    @field_validator("release")
+    @classmethod
+    def _known_release(cls, value: str) -> str:
+        if value not in releases():
+            raise ValueError(f"unknown release '{value}'; known are {', '.join(releases())}")
+        return value
+
+    @model_validator(mode="after")
+    def _cuts_are_conditions(self) -> CatalogSettings:
+        from galray.catalog.quality import parse_cuts
+
+        parse_cuts(self.cuts)
+        reserved = {*STATE, "source_id", "weight"} & set(self.keep_columns)
+        if reserved:
+            raise ValueError(f"keep_columns names {', '.join(sorted(reserved))}, which shards always hold")
+        return self
+
+    def ball_center(self) -> Vector:
+        """The ball's centre in kpc: as given, or the Sun's place in the frame."""
+        if self.ball is not None and self.ball.center_kpc is not None:
+            return self.ball.center_kpc
+        return self.frame.build().sun_position

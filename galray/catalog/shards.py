@@ -1,0 +1,338 @@
+"""The shard store: Parquet files of 6D stars, and the manifest that accounts for every input row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from galray.catalog.astrometry import draw_observables, galactocentric
+from galray.catalog.columns import CORRELATIONS, ERRORS, OBSERVABLES, STATE
+from galray.errors import GalrayError
+from galray.frame import GalacticFrame
+from galray.provenance import content_hash, file_hash
+from galray.seeds import seed_sequence
+
+__all__ = ["MANIFEST", "BallRegion", "Draw", "ShardStore", "column_statistics", "merge_shard", "store_hash"]
+
+MANIFEST = "manifest.json"
+"""Written last: a folder without it is not a finished store."""
+
+ROW_GROUP_ROWS = 131_072
+
+
+@dataclass(frozen=True)
+class BallRegion:
+    """The ball that the stars were cut to: centre and radius in Galactocentric kpc."""
+
+    center: tuple[float, float, float]
+    radius: float
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One redraw of the stars' observables from their errors.
+
+    Arguments:
+        states: (m, 6) in kpc and km/s, float64.
+        index: (m,) for each state the number of its star among the rows drawn from.
+        account: ``rows``, ``kept``, and the draws kept out: ``parallax_not_positive``, ``outside_ball``.
+    """
+
+    states: np.ndarray
+    index: np.ndarray
+    account: dict[str, int]
+
+
+class ShardStore:
+    """A finished store of stars.
+
+    Arguments:
+        path: Its folder.
+
+    Raises:
+        GalrayError: The folder is absent, or holds no manifest that can be read.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            self._entries: list[dict[str, Any]] = self.manifest["shards"]
+        except FileNotFoundError:
+            raise GalrayError(
+                f"{self.path}: not a finished shard store: no {MANIFEST}", "run the ingest (again) to its end"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GalrayError(
+                f"{self.path / MANIFEST}: cannot be read: {error}", "ingest the catalogue again"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"ShardStore({str(self.path)!r}: {self.num_rows:,} stars in {len(self._entries)} shards)"
+
+    @property
+    def hash(self) -> str:
+        """Hash of the stars, their order and the frame: the same stars give the same, however ingested."""
+        return str(self.manifest["hash"])
+
+    @property
+    def num_rows(self) -> int:
+        """Number of stars."""
+        return int(self.manifest["num_rows"])
+
+    @property
+    def row_account(self) -> dict[str, int]:
+        """The fate of every input row: ``rows_in`` is the sum of all others."""
+        return dict(self.manifest["account"])
+
+    @property
+    def shards(self) -> list[Path]:
+        """The shard files."""
+        return [self.path / entry["file"] for entry in self._entries]
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Number of stars in each shard."""
+        return [int(entry["rows"]) for entry in self._entries]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the shards' columns."""
+        return list(self.manifest["columns"])
+
+    @cached_property
+    def frame(self) -> GalacticFrame:
+        """The Galactocentric frame of the states."""
+        given = dict(self.manifest["frame"])
+        given["sun_velocity_km_s"] = tuple(given["sun_velocity_km_s"])
+        return GalacticFrame(**given)
+
+    @property
+    def ball(self) -> BallRegion | None:
+        """The ball that the stars were cut to, if they were."""
+        ball = self.manifest.get("ball")
+        return None if ball is None else BallRegion(tuple(ball["center_kpc"]), float(ball["radius_kpc"]))
+
+    @property
+    def no_rv(self) -> ShardStore | None:
+        """The stars without radial velocity, where those were kept (``require_rv = false``)."""
+        return ShardStore(self.path / "no_rv") if self.manifest.get("no_rv") else None
+
+    def table(
+        self, columns: Sequence[str] | None = None, shards: Iterable[int] | None = None
+    ) -> pl.DataFrame:
+        """Columns of the stars, shard after shard, sorted by ``source_id`` within each.
+
+        Arguments:
+            columns: Which; all where not given.
+            shards: Numbers of the shards; all where not given.
+
+        Raises:
+            GalrayError: A column or shard is not in the store, or a shard's file is gone or broken.
+        """
+        names = list(self.columns if columns is None else columns)
+        if absent := [name for name in names if name not in self.columns]:
+            raise GalrayError(
+                f"{self.path}: no column '{absent[0]}' in the store; it has {', '.join(self.columns)}",
+                "name it in catalog.keep_columns and ingest again",
+            )
+        parts = []
+        for number in self._numbers(shards):
+            try:
+                parts.append(pl.read_parquet(self.shards[number], columns=names, glob=False).select(names))
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise GalrayError(
+                    f"{self.shards[number]}: the shard cannot be read: {str(error).splitlines()[0]}",
+                    "ingest the catalogue again",
+                ) from None
+        return pl.concat(parts) if parts else self.table(names, [0]).clear()
+
+    def states(self, shards: Iterable[int] | None = None, dtype: Any = np.float32) -> np.ndarray:
+        """The stars' 6D states, (n, 6) in kpc and km/s.
+
+        Raises:
+            GalrayError: The store is one of stars without radial velocity.
+        """
+        self._require_6d()
+        return np.ascontiguousarray(self.table(STATE, shards).to_numpy().astype(dtype, copy=False))
+
+    def weights(self, shards: Iterable[int] | None = None) -> np.ndarray | None:
+        """The stars' weights, (n,) float64, or None where the store has none."""
+        if "weight" not in self.columns:
+            return None
+        return self.table(["weight"], shards)["weight"].cast(pl.Float64).to_numpy()
+
+    def draw_states(self, seed: int, shards: Iterable[int] | None = None) -> np.ndarray:
+        """States of one redraw of the observables, (m, 6) float64 with m ≤ n; see `draw`."""
+        return self.draw(seed, shards).states
+
+    def draw(self, seed: int, shards: Iterable[int] | None = None) -> Draw:
+        """Redraw every star's observables from its errors with all correlations, and transform to 6D.
+
+        A draw without a distance (zero-point corrected parallax not positive) is kept out, and so is one
+        that leaves the store's ball; both are counted. Each shard has its own random stream, so that drawing
+        some shards gives the same stars as drawing all.
+
+        Arguments:
+            seed: Root of the random streams.
+            shards: Numbers of the shards; all where not given.
+
+        Raises:
+            GalrayError: The store holds no observables or no errors.
+        """
+        self._require_6d()
+        if self.manifest["source"] != "gaia":
+            raise GalrayError(
+                f"{self.path}: its stars come from 6D tables, which have no observables to redraw",
+                "leave out error draws for this catalogue",
+            )
+        zero_point = float(self.manifest["parallax_zero_point"])
+        states, index = [np.empty((0, 6))], [np.empty(0, dtype=np.int64)]
+        account = {"rows": 0, "kept": 0, "parallax_not_positive": 0, "outside_ball": 0}
+        for number in self._numbers(shards):
+            table = self.table([*OBSERVABLES, *ERRORS, *CORRELATIONS], [number])
+            # Position errors may be absent: at microarcseconds they are nothing beside the rest.
+            needed = table.select(ERRORS[2:]).null_count().row(0)
+            if any(needed):
+                name = ERRORS[2:][int(np.argmax(needed))]
+                raise GalrayError(
+                    f"{self.path}: '{name}' is missing for {max(needed):,} stars of shard {number}: "
+                    "their errors cannot be drawn",
+                    "ingest files that have the error columns, or leave out error draws",
+                )
+            values = table.cast(pl.Float64).fill_null(0.0).to_numpy()
+            generator = np.random.default_rng(seed_sequence(seed, "draw", number))
+            drawn = draw_observables(values[:, :6], values[:, 6:12], values[:, 12:], generator)
+            possible = drawn[:, 2] > zero_point
+            w = galactocentric(drawn[possible], self.frame, zero_point)
+            inside = self._inside(w)
+            states.append(w[inside])
+            index.append(account["rows"] + np.flatnonzero(possible)[inside])
+            account["rows"] += len(drawn)
+            account["kept"] += int(inside.sum())
+            account["parallax_not_positive"] += int((~possible).sum())
+            account["outside_ball"] += int((~inside).sum())
+        return Draw(np.concatenate(states), np.concatenate(index), account)
+
+    def verify(self) -> dict[str, int]:
+        """Check every shard's existence, checksum and row count, and that the row account adds up.
+
+        Returns:
+            Numbers of shards and rows checked.
+
+        Raises:
+            GalrayError: Something differs from the manifest; the shard is named.
+        """
+        for entry, path in zip(self._entries, self.shards, strict=True):
+            if not path.is_file():
+                raise GalrayError(f"{path}: the shard is gone", "ingest the catalogue again")
+            if file_hash(path) != entry["sha256"]:
+                raise GalrayError(
+                    f"{path}: the shard's checksum differs from the manifest's", "ingest the catalogue again"
+                )
+            rows = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
+            if rows != entry["rows"]:
+                raise GalrayError(f"{path}: {rows} rows, the manifest says {entry['rows']}", "ingest again")
+        account = self.row_account
+        if account.pop("rows_in") != sum(account.values()) or sum(self.shard_rows) != self.num_rows:
+            raise GalrayError(f"{self.path}: the row account does not add up: {self.row_account}")
+        return {"shards": len(self._entries), "rows": self.num_rows}
+
+    def _numbers(self, shards: Iterable[int] | None) -> list[int]:
+        numbers = list(range(len(self._entries))) if shards is None else [int(n) for n in shards]
+        for number in numbers:
+            if not 0 <= number < len(self._entries):
+                raise GalrayError(f"{self.path}: no shard {number}; it has {len(self._entries)}")
+        return numbers
+
+    def _require_6d(self) -> None:
+        if self.manifest["kind"] != "6d":
+            raise GalrayError(
+                f"{self.path}: its stars have no radial velocity and so no 6D state",
+                "use the store beside it, or read positions with table(['x', 'y', 'z'])",
+            )
+
+    def _inside(self, w: np.ndarray) -> np.ndarray:
+        finite = np.isfinite(w).all(-1)
+        if self.ball is None:
+            return finite
+        offset = w[:, :3] - np.asarray(self.ball.center)
+        return finite & (np.sum(offset**2, -1) < self.ball.radius**2)
+
+
+def merge_shard(parts: Sequence[pl.DataFrame], schema: pl.Schema, path: Path) -> dict[str, Any]:
+    """Write one shard from the pieces that the files gave it.
+
+    Rows are sorted by ``source_id``; of rows with the same one the first in the order of the files stays.
+    The file's bytes do not depend on who read what when.
+
+    Arguments:
+        parts: Pieces in the order of the input files.
+        schema: Columns and types.
+        path: Where to write.
+
+    Returns:
+        The manifest's entry, with ``duplicates`` and per-column sums under ``sums``.
+    """
+    whole = pl.concat([schema.to_frame(), *(part.cast(schema) for part in parts)])
+    whole = whole.sort("source_id", maintain_order=True)
+    stars = whole.filter(pl.col("source_id").is_first_distinct())
+    stars.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP_ROWS, statistics=True)
+    return {
+        "file": path.name,
+        "rows": stars.height,
+        "bytes": path.stat().st_size,
+        "sha256": file_hash(path),
+        "duplicates": whole.height - stars.height,
+        "sums": {name: _column_sums(stars[name]) for name in stars.columns},
+    }
+
+
+def _column_sums(column: pl.Series) -> dict[str, Any]:
+    """What column statistics are added up from."""
+    nulls = column.null_count()
+    if not column.dtype.is_numeric() or nulls == len(column):
+        return {"nulls": nulls}
+    values = column.drop_nulls().cast(pl.Float64)
+    return {
+        "nulls": nulls,
+        "min": values.min(),
+        "max": values.max(),
+        "sum": values.sum(),
+        "squares": (values**2).sum(),
+    }
+
+
+def column_statistics(entries: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Type, number of missing values, range, mean and standard deviation of each column over all shards."""
+    result: dict[str, Any] = {}
+    for name, kind in schema.items():
+        sums = [(entry["rows"], entry["sums"][name]) for entry in entries]
+        statistics: dict[str, Any] = {"dtype": str(kind), "nulls": sum(s["nulls"] for _, s in sums)}
+        counted = [(rows - s["nulls"], s) for rows, s in sums if "sum" in s]
+        if counted and name != "source_id":
+            number = sum(n for n, _ in counted)
+            mean = sum(s["sum"] for _, s in counted) / number
+            variance = max(sum(s["squares"] for _, s in counted) / number - mean**2, 0.0)
+            statistics |= {
+                "min": min(s["min"] for _, s in counted),
+                "max": max(s["max"] for _, s in counted),
+                "mean": mean,
+                "std": variance**0.5,
+            }
+        result[name] = statistics
+    return result
+
+
+def store_hash(entries: Sequence[Mapping[str, Any]], frame: Mapping[str, Any]) -> str:
+    """Hash of the shards' checksums and of the frame."""
+    return content_hash(
+        {"shards": [[entry["rows"], entry["sha256"]] for entry in entries], "frame": dict(frame)}
+    )

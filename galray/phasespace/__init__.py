@@ -1,1 +1,1 @@
-
+"""Models of f(x, v) and of its score."""

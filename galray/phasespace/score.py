@@ -1,0 +1,84 @@
+"""Score networks: ∇ log f from the stars themselves, by implicit score matching from an analytic base."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from galray.errors import GalrayError
+from galray.phasespace.base import AnalyticBase, BaseSettings
+from galray.phasespace.mlp import Activation, DivergenceMLP
+from galray.phasespace.transforms import Ball, Chart, Coordinates
+from galray.settings import Settings
+
+__all__ = ["ScoreNetwork", "ScoreSettings"]
+
+_CHUNK = 16_384  # points per evaluation: bounds memory and stays near the cache
+
+
+class ScoreSettings(Settings):
+    """A score network."""
+
+    coordinates: Coordinates = "cartesian"
+    """Internal coordinates: ``cylindrical`` suits discs (azimuth stays an input), ``cartesian`` the rest."""
+    hidden: tuple[int, ...] = Field(default=(128, 128), min_length=1)
+    """Hidden widths of the correction network; with two layers the exact divergence costs least."""
+    activation: Activation = "silu"
+    """Smooth activation: silu, tanh or softplus."""
+    base: BaseSettings = BaseSettings()
+    """The analytic base that the network corrects."""
+
+
+class ScoreNetwork(nn.Module):
+    """s(w) = ∇ log f_base + network, learned in standardised internal coordinates.
+
+    The network starts as zero, so an untrained model is its analytic base.
+
+    Arguments:
+        settings: Its form.
+        ball: The ball of positions.
+    """
+
+    kind = "score"
+
+    def __init__(self, settings: ScoreSettings, ball: Ball) -> None:
+        super().__init__()
+        self.settings = settings
+        self.ball = ball
+        self.chart = Chart(ball, settings.coordinates)
+        self.base = AnalyticBase(settings.base)
+        self.correction = DivergenceMLP(6, settings.hidden, settings.activation)
+        self.base.requires_grad_(False)
+
+    def fit_base(self, w: Tensor, generator: torch.Generator) -> None:
+        """Fit standardisation and analytic base to stars w, shape (n, 6)."""
+        if len(w) < 100:
+            raise GalrayError(f"{len(w)} stars are too few to fit a phase-space model", "select 100 or more")
+        self.chart.fit(w)
+        u = self.chart(w.to(torch.float64)).to(next(self.parameters()).dtype)
+        self.base.requires_grad_(True)
+        self.base.fit(u, lambda x: self.ball.contains(self.chart.position_inverse(x)), generator)
+
+    def internal_score(self, u: Tensor) -> Tensor:
+        """The score of the density in internal coordinates, u (*, 6) to (*, 6); base part detached."""
+        return self.base.score(u) + self.correction(u)
+
+    @torch.no_grad()
+    def score(self, w: Tensor) -> Tensor:
+        """∇ log f at phase-space points.
+
+        Arguments:
+            w: Points inside the ball, shape (*, 6), in kpc and km/s.
+
+        Returns:
+            (∂ₓ log f, ∂ᵥ log f) in 1/kpc and 1/(km/s), shape and dtype of w.
+        """
+        flat = w.reshape(-1, 6)
+        dtype = next(self.parameters()).dtype
+        out = torch.empty_like(flat)
+        for start in range(0, len(flat), _CHUNK):
+            part = flat[start : start + _CHUNK].to(torch.float64)
+            s = self.internal_score(self.chart(part).to(dtype)).to(torch.float64)
+            out[start : start + _CHUNK] = self.chart.pull_score(part, s).to(w.dtype)
+        return out.reshape(w.shape)

@@ -14,7 +14,7 @@ from pydantic import Field
 from galray.errors import GalrayError
 from galray.settings import Settings
 
-__all__ = ["EnsembleSettings", "FamilyDesign", "MemberSpec", "design", "stream_seed"]
+__all__ = ["BudgetSettings", "EnsembleSettings", "FamilyDesign", "MemberSpec", "design", "stream_seed"]
 
 
 class FamilyDesign(Settings):
@@ -32,6 +32,45 @@ class FamilyDesign(Settings):
     def count(self) -> int:
         """Number of members of the family."""
         return self.seeds + self.bootstraps + self.draws if self.seeds else 0
+
+
+class BudgetSettings(Settings):
+    """How members become an error budget and methods one value."""
+
+    correct_measurement_bias: bool = Field(
+        default=False,
+        description="Subtract, to first order, the shift that redrawn measurement errors cause.",
+    )
+    measurement_within_statistics: bool = Field(
+        default=True,
+        description="The error draws are independent from star to star, so that a bootstrap or jackknife "
+        "holds them too; false for draws of common systematics.",
+    )
+    expect_measurement: bool = Field(
+        default=True, description="Report the measurement term as missing when there are no redraws."
+    )
+    seed_correlation: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Correlation of the training noise of two members that share a seed but not the data: at "
+        "1 their difference is free of it, at 0 it holds that of both, which is taken out again. Measure "
+        "it with trainings on nearly the same stars; 1 is the cautious choice (wider bands).",
+    )
+    prior_dof: float = Field(
+        default=4.0,
+        ge=0,
+        description="Most degrees of freedom that similar quantities may lend to the variance of one.",
+    )
+    outlier_threshold: float = Field(
+        default=10.0,
+        gt=3,
+        description="A member is left out, and reported, when the median over quantities of its distance "
+        "from the members' median exceeds so many robust standard deviations (of at least 5 members).",
+    )
+    max_weight: float = Field(
+        default=0.7, gt=0, le=1, description="Largest weight of one method in the combination."
+    )
 
 
 class EnsembleSettings(Settings):
@@ -62,6 +101,7 @@ class EnsembleSettings(Settings):
     max_crashes: int = Field(
         default=2, ge=0, description="How often a member is started again after its process died."
     )
+    budget: BudgetSettings = Field(default=BudgetSettings(), description="From members to an error budget.")
 
     def families(self) -> dict[str, FamilyDesign]:
         """Give the designs of the families that have members, in their order."""

@@ -1,0 +1,115 @@
+"""The measured gravity of a run: the fields of all methods and members, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from galray.errors import GalrayError
+from galray.units import to_internal
+
+__all__ = ["FieldEnsemble"]
+
+
+class FieldEnsemble:
+    """Fields with the tag of what was varied; differentiate inside a member, combine after.
+
+    The value of a method is the mean over its full-sample members, the value of the ensemble the weighted mean
+    over methods, with the weights of the run's headline quantity.
+
+    Arguments:
+        fields: For each method, pairs of what was varied (``base``, ``seed``, ``bootstrap``, ``draw``) and a field.
+        weights: Weight of each method; equal where absent.
+    """
+
+    def __init__(
+        self, fields: Mapping[str, Sequence[tuple[str, Any]]], weights: Mapping[str, float] | None = None
+    ) -> None:
+        if not fields:
+            raise GalrayError("no field to combine", "run until at least one member is finished")
+        self.fields = {method: list(members) for method, members in fields.items()}
+        given = {method: float((weights or {}).get(method, 1.0)) for method in self.fields}
+        self.weights = {method: weight / sum(given.values()) for method, weight in given.items()}
+
+    @classmethod
+    def from_run(cls, folder: Path) -> FieldEnsemble:
+        """Load the fields of a run directory.
+
+        Raises:
+            GalrayError: The run has no finished member.
+        """
+        import json
+
+        from galray.ensemble.members import MemberSpec
+        from galray.gravity import load_field
+
+        fields: dict[str, list[tuple[str, Any]]] = {}
+        for result in sorted((folder / "members").glob("[0-9][0-9][0-9]*/result.json")):
+            spec = MemberSpec.from_dict(json.loads((result.parent / "spec.json").read_text()))
+            fields.setdefault(spec.family, []).append((spec.varied, load_field(result.parent / "field")))
+        if (folder / "fields" / "moments" / "field").exists():
+            fields["moments"] = [("base", load_field(folder / "fields" / "moments" / "field"))]
+        if not fields:
+            raise GalrayError(f"{folder}: holds no finished member", "run `galray run` on it first")
+        summary = folder / "results" / "summary.json"
+        weights = json.loads(summary.read_text()).get("weights") if summary.is_file() else None
+        return cls(fields, weights)
+
+    @property
+    def methods(self) -> list[str]:
+        """The inversions in the ensemble."""
+        return list(self.fields)
+
+    def acceleration(self, x: Any, method: str | None = None) -> np.ndarray:
+        """Acceleration of the ensemble, or of one method.
+
+        Arguments:
+            x: Galactocentric positions, shape (*, 3), in kpc or as a Quantity.
+            method: ``flow``, ``score`` or ``moments``; all together where not given.
+
+        Returns:
+            a in (km/s)²/kpc, shape (*, 3).
+        """
+        return self._combine(lambda field, points: field.acceleration(points), x, method)
+
+    def mass_density(self, x: Any, kernel: Any, method: str | None = None) -> np.ndarray:
+        """Total mass density smoothed with a kernel.
+
+        Arguments:
+            x: Galactocentric positions, shape (*, 3), in kpc or as a Quantity.
+            kernel: `galray.gravity.Kernel`; a density is quoted with the kernel that smoothed it.
+            method: One method; all together where not given.
+
+        Returns:
+            ρ in Msun/kpc³, shape (*).
+        """
+        from galray.gravity import smoothed_density
+
+        return self._combine(lambda field, points: smoothed_density(field, points, kernel), x, method)
+
+    def members(self, x: Any, method: str) -> np.ndarray:
+        """Accelerations of every member of a method, shape (members, *, 3), in (km/s)²/kpc."""
+        points = self._points(x)
+        return np.array([np.asarray(field.acceleration(points).detach()) for _, field in self._of(method)])
+
+    def _of(self, method: str) -> list[tuple[str, Any]]:
+        if method not in self.fields:
+            raise GalrayError(f"method '{method}': the run has none", f"it has {', '.join(self.fields)}")
+        return self.fields[method]
+
+    def _points(self, x: Any) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(to_internal(x, "length"), dtype=float))
+
+    def _combine(self, value: Any, x: Any, method: str | None) -> np.ndarray:
+        points = self._points(x)
+        weights = self.weights if method is None else {method: 1.0}
+        total: Any = 0.0
+        for name, weight in weights.items():
+            whole = [field for varied, field in self._of(name) if varied in ("base", "seed")]
+            values = [np.asarray(value(field, points).detach()) for field in whole]
+            total = total + weight * np.mean(values, axis=0)
+        return total

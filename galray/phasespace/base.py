@@ -6,35 +6,23 @@ network, n(x) by noise-contrastive estimation, which needs no normalisation and 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from galray.settings import Settings
+from galray.phasespace.settings import BaseSettings
 
-__all__ = ["AnalyticBase", "BaseSettings", "PositionDensity", "VelocityMixture"]
-
-
-class BaseSettings(Settings):
-    """The analytic base that the score network starts from."""
-
-    components: int = 3
-    """Gaussians in velocity, each with mean, covariance and weight that vary with position."""
-    hidden: tuple[int, ...] = (32, 32)
-    """Hidden widths of the two networks of position."""
-    star_passes: float = 2_000_000
-    """Stars shown to each of the two fits, repetitions counted."""
-    batch_size: int = 1024
-    """Stars per step of the fits."""
-    learning_rate: float = 1e-2
-    """Peak learning rate of the fits (Adam, one-cycle)."""
+__all__ = ["AnalyticBase", "PositionDensity", "VelocityMixture"]
 
 
 def _trunk(hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
     widths = (3, *hidden)
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in itertools.pairwise(widths):
         layers += [nn.Linear(n_in, n_out), nn.SiLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
@@ -47,7 +35,7 @@ class PositionDensity(nn.Module):
         self.net = _trunk(hidden, 1)
 
     def forward(self, ux: Tensor) -> Tensor:
-        """log n + const at internal positions (*, 3): shape (*,)."""
+        """Log n + const at internal positions (*, 3): shape (*,)."""
         return self.net(ux).squeeze(-1)
 
 
@@ -61,7 +49,7 @@ class VelocityMixture(nn.Module):
         super().__init__()
         self.components = components
         self.net = _trunk(hidden, 10 * components)
-        last = self.net[-1]
+        last = cast(nn.Linear, self.net[-1])
         nn.init.zeros_(last.weight)
         with torch.no_grad():
             bias = last.bias.view(components, 10)
@@ -71,12 +59,12 @@ class VelocityMixture(nn.Module):
             bias[:, 4:7] = -spread.unsqueeze(-1)
 
     def parameters_at(self, ux: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log π (*, K), m (*, K, 3), log diag A (*, K, 3) and the rest of A (*, K, 3) at positions (*, 3)."""
+        """Log π (*, K), m (*, K, 3), log diag A (*, K, 3) and the rest of A (*, K, 3) at positions (*, 3)."""
         raw = self.net(ux).unflatten(-1, (self.components, 10))
         return torch.log_softmax(raw[..., 0], -1), raw[..., 1:4], raw[..., 4:7], raw[..., 7:10]
 
     def log_prob(self, ux: Tensor, uv: Tensor) -> Tensor:
-        """log p(uv|ux): shape (*,)."""
+        """Log p(uv|ux): shape (*,)."""
         log_weight, mean, log_diag, below = self.parameters_at(ux)
         d = uv.unsqueeze(-2) - mean
         d0, d1, d2 = d.unbind(-1)
@@ -87,7 +75,7 @@ class VelocityMixture(nn.Module):
         return torch.logsumexp(log_weight + log_normal, -1)
 
 
-def _fit(module: nn.Module, loss, steps: int, learning_rate: float) -> None:  # type: ignore[no-untyped-def]
+def _fit(module: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_rate: float) -> None:
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     for step in range(steps):
@@ -127,7 +115,7 @@ class AnalyticBase(nn.Module):
                 divergence += torch.autograd.grad(score[:, i].sum(), u, retain_graph=True)[0][:, i]
         return score.detach(), divergence
 
-    def fit(self, u: Tensor, inside, generator: torch.Generator) -> None:  # type: ignore[no-untyped-def]
+    def fit(self, u: Tensor, inside: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
         """Fit both parts to stars.
 
         n(x) is found by noise-contrastive estimation (Gutmann & Hyvärinen 2010): a logistic classifier

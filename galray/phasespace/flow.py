@@ -4,44 +4,19 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import zuko
-from pydantic import Field
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
-from galray.phasespace.transforms import Ball, Chart, Coordinates
-from galray.settings import Settings
+from galray.phasespace.settings import FlowPart, FlowSettings
+from galray.phasespace.transforms import Ball, Chart
 
-__all__ = ["FlowPart", "FlowSettings", "PhaseSpaceFlow"]
+__all__ = ["PhaseSpaceFlow"]
 
 _CHUNK = 16_384
-
-
-class FlowPart(Settings):
-    """One of the two flows."""
-
-    kind: Literal["mixture", "nsf", "maf"] = "mixture"
-    """Autoregressive Gaussian mixtures (smooth to all orders), rational-quadratic splines, or affine."""
-    transforms: int = Field(default=1, ge=0)
-    """Autoregressive transforms before the base distribution."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Hidden widths of every conditioner."""
-    bins: int = Field(default=8, ge=2)
-    """Spline bins (nsf) or Gaussians per coordinate (mixture)."""
-
-
-class FlowSettings(Settings):
-    """A normalizing flow of phase space."""
-
-    coordinates: Coordinates = "cartesian"
-    """Internal coordinates: ``cylindrical`` suits discs (azimuth stays an input), ``cartesian`` the rest."""
-    position: FlowPart = FlowPart()
-    """n(x), in ball-transformed coordinates."""
-    velocity: FlowPart = FlowPart()
-    """p(v|x), in standardised velocity components."""
 
 
 class _MixtureBase(zuko.lazy.LazyDistribution):
@@ -92,7 +67,9 @@ class _AutoregressiveMixture(torch.distributions.Distribution):
             parts.append(self.context.expand(*x.shape[:-1], self.context.shape[-1]))
         if self.lazy.constant_first:
             parts.append(torch.ones_like(x[..., :1]))
-        raw = self.lazy.hyper(torch.cat(parts, -1)).unflatten(-1, (self.lazy.features, self.lazy.components, 3))
+        raw = self.lazy.hyper(torch.cat(parts, -1)).unflatten(
+            -1, (self.lazy.features, self.lazy.components, 3)
+        )
         weight, mean, log_width = raw.unbind(-1)
         return torch.log_softmax(weight, -1), mean, 7.0 * torch.tanh(log_width / 7.0)
 
@@ -158,12 +135,6 @@ class PhaseSpaceFlow(nn.Module):
 
     def __init__(self, settings: FlowSettings, ball: Ball) -> None:
         super().__init__()
-        for name in ("position", "velocity"):
-            part = getattr(settings, name)
-            if part.kind != "mixture" and part.transforms == 0:
-                raise GalrayError(
-                    f"flow.{name}.transforms = 0 leaves a bare Gaussian", "give at least one transform"
-                )
         self.settings = settings
         self.ball = ball
         self.chart = Chart(ball, settings.coordinates)
@@ -172,7 +143,7 @@ class PhaseSpaceFlow(nn.Module):
         self.density = _build(settings.position, 3, 0)
         self.conditional = _build(settings.velocity, 3, 3)
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn, recurse=True):
         shift, scale = self.shift_y, self.scale_y
         super()._apply(fn, recurse)
         self.shift_y, self.scale_y = shift.to(self.shift_y.device), scale.to(self.scale_y.device)
@@ -212,12 +183,12 @@ class PhaseSpaceFlow(nn.Module):
         return torch.cat([y, ux, uv, (log_det_y + log_det_v).unsqueeze(-1)], -1).to(self.dtype)
 
     def log_prob_rows(self, rows: Tensor) -> Tensor:
-        """log f of rows from `prepare`: shape (n,)."""
+        """Log f of rows from `prepare`: shape (n,)."""
         y, ux, uv = rows[:, :3], rows[:, 3:6], rows[:, 6:9]
         return self.density().log_prob(y) + self.conditional(ux).log_prob(uv) + rows[:, 9]
 
     def log_prob(self, w: Tensor) -> Tensor:
-        """log f(w), normalised over the ball and all velocities.
+        """Log f(w), normalised over the ball and all velocities.
 
         Arguments:
             w: Points inside the ball, shape (*, 6), in kpc and km/s; gradients flow through.
@@ -228,18 +199,18 @@ class PhaseSpaceFlow(nn.Module):
         return self.log_density(w[..., :3]) + self.log_conditional(w)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log n(x) at positions (*, 3): shape (*,), ∫ n d³x = 1."""
+        """Log n(x) at positions (*, 3): shape (*,), ∫ n d³x = 1."""
         y = (self._stretched(x) - self.shift_y.to(x.dtype)) / self.scale_y.to(x.dtype)
         log_det = self.ball.log_det(x) - self.scale_y.log().sum().to(x.dtype)
         return self.density().log_prob(y.to(self.dtype)).to(x.dtype) + log_det
 
     def log_conditional(self, w: Tensor) -> Tensor:
-        """log p(v|x) at w (*, 6): shape (*,)."""
+        """Log p(v|x) at w (*, 6): shape (*,)."""
         u = self.chart(w)
         log_p = self.conditional(u[..., :3].to(self.dtype)).log_prob(u[..., 3:].to(self.dtype))
         return log_p.to(w.dtype) - self.chart.scale[3:].log().sum().to(w.dtype)
 
-    def _gradient(self, function, w: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def _gradient(self, function, w: Tensor) -> Tensor:
         flat = w.reshape(-1, 6)
         parts = []
         for part in flat.split(_CHUNK):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Literal
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Activation", "DivergenceMLP"]
+from galray.phasespace.settings import Activation
 
-Activation = Literal["tanh", "silu", "softplus"]
+__all__ = ["DivergenceMLP"]
 
 
 def _value(name: str, z: Tensor) -> Tensor:
@@ -57,35 +58,34 @@ class DivergenceMLP(nn.Module):
         self.features = features
         self.activation = activation
         widths = (features, *hidden)
-        self.hidden = nn.ModuleList(
-            nn.Linear(n_in, n_out) for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.hidden = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in itertools.pairwise(widths))
         self.out = nn.Linear(widths[-1], features)
         # The network starts as zero: the model starts at its analytic base.
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, u: Tensor) -> Tensor:
-        """u (*, d) to the value (*, d)."""
+        """U (*, d) to the value (*, d)."""
         for layer in self.hidden:
             u = _value(self.activation, layer(u))
         return self.out(u)
 
     def value_and_divergence(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The value (n, d) and its divergence (n,) at u (n, d)."""
-        first = self.hidden[0]
+        layers = [cast(nn.Linear, layer) for layer in self.hidden]
+        first = layers[0]
         a, slope = _value_and_slope(self.activation, first(u))
         depth = len(self.hidden)
         if depth == 1:
             trace = (first.weight * self.out.weight.t()).sum(1)
             return self.out(a), slope @ trace
         if depth == 2:
-            second = self.hidden[1]
+            second = layers[1]
             a2, slope2 = _value_and_slope(self.activation, second(a))
             coupled = second.weight * (first.weight @ self.out.weight).t()
             return self.out(a2), (slope2 * (slope @ coupled.t())).sum(-1)
         tangents = slope.unsqueeze(1) * first.weight.t()  # (n, d, width)
-        for layer in self.hidden[1:]:
+        for layer in layers[1:]:
             a, slope = _value_and_slope(self.activation, layer(a))
             tangents = slope.unsqueeze(1) * (tangents @ layer.weight.t())
         return self.out(a), (tangents * self.out.weight).sum((-1, -2))

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
-from galray.phasespace.base import AnalyticBase, BaseSettings
-from galray.phasespace.mlp import Activation, DivergenceMLP
-from galray.phasespace.transforms import Ball, Chart, Coordinates
-from galray.settings import Settings
+from galray.phasespace.base import AnalyticBase
+from galray.phasespace.mlp import DivergenceMLP
+from galray.phasespace.settings import ScoreSettings
+from galray.phasespace.transforms import Ball, Chart
 
-__all__ = ["ScoreNetwork", "ScoreSettings"]
+__all__ = ["ScoreNetwork"]
 
 _CHUNK = 16_384  # points per evaluation: bounds memory and stays near the cache
-
-
-class ScoreSettings(Settings):
-    """A score network."""
-
-    coordinates: Coordinates = "cartesian"
-    """Internal coordinates: ``cylindrical`` suits discs (azimuth stays an input), ``cartesian`` the rest."""
-    hidden: tuple[int, ...] = Field(default=(128, 128), min_length=1)
-    """Hidden widths of the correction network; with two layers the exact divergence costs least."""
-    activation: Activation = "silu"
-    """Smooth activation: silu, tanh or softplus."""
-    base: BaseSettings = BaseSettings()
-    """The analytic base that the network corrects."""
 
 
 class ScoreNetwork(nn.Module):

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
+from galray.phasespace.settings import Coordinates
 
-__all__ = ["Ball", "Chart", "Coordinates"]
-
-Coordinates = Literal["cartesian", "cylindrical"]
+__all__ = ["Ball", "Chart"]
 
 # u = (x − x_c) / (c r_max): a star on the border must stay strictly inside the unit ball.
 _INSIDE = 1.000001
@@ -73,7 +71,7 @@ class Ball:
         return center + _INSIDE * self.radius * u
 
     def log_det(self, x: Tensor) -> Tensor:
-        """log |∂y/∂x| of `to_unbounded` = log[(artanh r / r)² / (1 − r²)] − 3 log(c r_max), shape (*,)."""
+        """Log |∂y/∂x| of `to_unbounded` = log[(artanh r / r)² / (1 − r²)] − 3 log(c r_max), shape (*,)."""
         r = self.scaled(x).square().sum(-1).clamp_min(1e-12).sqrt()
         stretch = 2.0 * torch.log(torch.atanh(r) / r) - torch.log1p(-r.square())
         return stretch - 3.0 * math.log(_INSIDE * self.radius)
@@ -136,7 +134,7 @@ class Chart(nn.Module):
         self.register_buffer("shift", torch.zeros(6, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(6, dtype=torch.float64))
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn, recurse=True):
         # Standardisation keeps float64 when the networks are cast: kpc and km/s lose digits in float32.
         shift, scale = self.shift, self.scale
         super()._apply(fn, recurse)
@@ -200,7 +198,7 @@ class Chart(nn.Module):
         return torch.cat([x, self.velocity_inverse(x, u[..., 3:])], -1)
 
     def log_det(self, w: Tensor) -> Tensor:
-        """log |∂u/∂w| at w (*, 6): shape (*,)."""
+        """Log |∂u/∂w| at w (*, 6): shape (*,)."""
         constant = -self.scale.log().sum().to(w.dtype)
         if self.coordinates == "cartesian":
             return constant.expand(w.shape[:-1])

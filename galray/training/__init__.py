@@ -1,7 +1,32 @@
 """Training: any objective, one process or many."""
 
-from galray.training.loop import TrainingResult, fit, split
-from galray.training.objectives import Objective, objective
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from galray.training.settings import TrainingSettings
 
-__all__ = ["Objective", "TrainingResult", "TrainingSettings", "fit", "objective", "split"]
+if TYPE_CHECKING:
+    from galray.phasespace.objectives import Objective, objective
+    from galray.training.distributed import fit_distributed
+    from galray.training.loop import TrainingResult, fit, split
+
+__all__ = ["Objective", "TrainingResult", "TrainingSettings", "fit", "fit_distributed", "objective", "split"]
+
+# torch is imported with what needs it, Ray with `fit_distributed` alone
+_HOMES = {
+    "Objective": "galray.phasespace.objectives",
+    "TrainingResult": "galray.training.loop",
+    "fit": "galray.training.loop",
+    "fit_distributed": "galray.training.distributed",
+    "objective": "galray.phasespace.objectives",
+    "split": "galray.training.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

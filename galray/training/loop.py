@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
-from galray.training.objectives import Objective
+from galray.phasespace.objectives import Objective
 from galray.training.settings import TrainingSettings
 from galray.training.store import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 
@@ -54,7 +54,7 @@ class TrainingResult:
         stopped: ``epochs`` or ``patience``.
     """
 
-    curve: list[dict[str, float]]
+    curve: list[dict[str, Any]]
     best: float
     best_epoch: int
     epochs: int
@@ -74,7 +74,7 @@ class _State:
     best_epoch: int = -1
     seconds: float = 0.0
     skipped: int = 0
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 def split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,9 @@ def _device(name: str) -> torch.device:
 def _fingerprint(settings: TrainingSettings, seed: int, objective: Objective, sizes: list[int]) -> str:
     # Workers, device, threads and the checkpoint interval do not change what is computed.
     fixed = settings.model_dump(exclude={"workers", "device", "threads", "checkpoint_every"}, mode="json")
-    return hashlib.sha256(repr((sorted(fixed.items()), seed, objective.name, sizes)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((sorted(fixed.items()), seed, objective.name, sizes)).encode()).hexdigest()[
+        :16
+    ]
 
 
 class _Stripes:
@@ -156,7 +158,7 @@ def fit(
     *,
     seed: int,
     checkpoint_dir: str | Path | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
     communicator: Communicator | None = None,
 ) -> TrainingResult:
     """Train a model; it ends with the weights of the best held-out loss.
@@ -184,7 +186,9 @@ def fit(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
-        return _fit(model.to(device), objective, train, validation, settings, seed, checkpoint_dir, on_epoch, comm)
+        return _fit(
+            model.to(device), objective, train, validation, settings, seed, checkpoint_dir, on_epoch, comm
+        )
     finally:
         torch.set_num_threads(threads)
 
@@ -197,7 +201,7 @@ def _fit(
     settings: TrainingSettings,
     seed: int,
     checkpoint_dir: str | Path | None,
-    on_epoch: Callable[[dict[str, float]], None] | None,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
     comm: Communicator,
 ) -> TrainingResult:
     if len(train) < 2 or len(validation) < 1:
@@ -246,7 +250,9 @@ def _fit(
         began = time.perf_counter()
         order = stripes.batches(state.epoch).to(device)
         noise = torch.Generator(device).manual_seed(
-            int(np.random.SeedSequence([seed, 2, state.epoch, comm.rank]).generate_state(1, np.uint64)[0] >> 1)
+            int(
+                np.random.SeedSequence([seed, 2, state.epoch, comm.rank]).generate_state(1, np.uint64)[0] >> 1
+            )
         )
         model.train()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -284,7 +290,7 @@ def _fit(
             for b, k in zip(best, kept, strict=True):
                 b.copy_(k)
         row = {
-            "epoch": float(state.epoch),
+            "epoch": state.epoch,
             "train": train_loss,
             "validation": held_out,
             "learning_rate": _learning_rate(settings, step, total),
@@ -294,7 +300,11 @@ def _fit(
         state.curve.append(row)
         state.epoch += 1
         last = state.epoch == settings.epochs
-        if checkpoint is not None and comm.rank == 0 and (last or state.epoch % settings.checkpoint_every == 0):
+        if (
+            checkpoint is not None
+            and comm.rank == 0
+            and (last or state.epoch % settings.checkpoint_every == 0)
+        ):
             tensors = {f"model/{k}": t for k, t in model.state_dict().items()}
             for name, values in (("average", average), ("best", best)):
                 tensors |= {f"{name}/{i}": t for i, t in enumerate(values)}
@@ -344,7 +354,9 @@ def _held_out(
             p.copy_(k)
         model.eval()
         losses = objective.validate(model, held) if len(held) else held.new_zeros(0)
-        sums = torch.stack([losses.double().sum(), losses.new_tensor(float(len(losses)), dtype=torch.float64)])
+        sums = torch.stack(
+            [losses.double().sum(), losses.new_tensor(float(len(losses)), dtype=torch.float64)]
+        )
         for p, c in zip(parameters, current, strict=True):
             p.copy_(c)
     comm.average_(sums)

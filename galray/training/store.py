@@ -30,7 +30,9 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: dict[str, A
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     # safetensors refuses tensors that share memory, so each is copied to memory of its own.
-    save_file({k: t.detach().cpu().clone().contiguous() for k, t in tensors.items()}, fresh / "state.safetensors")
+    save_file(
+        {k: t.detach().cpu().clone().contiguous() for k, t in tensors.items()}, fresh / "state.safetensors"
+    )
     (fresh / "state.json").write_text(json.dumps(state))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

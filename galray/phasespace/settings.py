@@ -1,0 +1,72 @@
+"""The settings of the phase-space models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from galray.settings import Settings
+
+__all__ = ["Activation", "BaseSettings", "Coordinates", "FlowPart", "FlowSettings", "ScoreSettings"]
+
+Coordinates = Literal["cartesian", "cylindrical"]
+Activation = Literal["tanh", "silu", "softplus"]
+
+
+class FlowPart(Settings):
+    """One of the two flows of f = n(x) p(v|x)."""
+
+    kind: Literal["mixture", "nsf", "maf"] = "mixture"
+    """Autoregressive Gaussian mixtures (smooth to all orders), rational-quadratic splines, or affine."""
+    transforms: int = Field(default=0, ge=0)
+    """Autoregressive transforms before the base density: a mixture needs none, the others two or more."""
+    hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
+    """Hidden widths of every conditioner."""
+    bins: int = Field(default=8, ge=2)
+    """Gaussians per coordinate (mixture) or spline bins (nsf)."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> FlowPart:
+        if self.kind != "mixture" and self.transforms == 0:
+            raise ValueError(f"transforms = 0 leaves kind '{self.kind}' a bare Gaussian; use 2 or more")
+        return self
+
+
+class FlowSettings(Settings):
+    """A normalizing flow of phase space."""
+
+    coordinates: Coordinates = "cartesian"
+    """Internal coordinates: ``cylindrical`` suits discs (azimuth stays an input), ``cartesian`` the rest."""
+    position: FlowPart = FlowPart()
+    """n(x), in ball-transformed coordinates."""
+    velocity: FlowPart = FlowPart()
+    """p(v|x), in standardised velocity components."""
+
+
+class BaseSettings(Settings):
+    """The analytic base that the score network starts from."""
+
+    components: int = Field(default=6, ge=1)
+    """Gaussians in velocity, each with mean, covariance and weight that vary with position."""
+    hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
+    """Hidden widths of the two networks of position."""
+    star_passes: float = Field(default=4e6, gt=0)
+    """Stars shown to each of the two fits, repetitions counted."""
+    batch_size: int = Field(default=1024, ge=1)
+    """Stars per step of the fits."""
+    learning_rate: float = Field(default=1e-2, gt=0)
+    """Peak learning rate of the fits (Adam, one-cycle)."""
+
+
+class ScoreSettings(Settings):
+    """A score network."""
+
+    coordinates: Coordinates = "cartesian"
+    """Internal coordinates: ``cylindrical`` suits discs (azimuth stays an input), ``cartesian`` the rest."""
+    hidden: tuple[int, ...] = Field(default=(128, 128), min_length=1)
+    """Hidden widths of the correction network; with two layers the exact divergence costs least."""
+    activation: Activation = "silu"
+    """Smooth activation: silu, tanh or softplus."""
+    base: BaseSettings = BaseSettings()
+    """The analytic base that the network corrects."""

@@ -56,7 +56,7 @@ class DiscSettings(Settings):
 class StellarHaloSettings(Settings):
     """A non-rotating, isotropic stellar halo with f ∝ exp(−E/σ²) − 1 for E < 0."""
 
-    fraction: float = Field(default=0.08, ge=0, le=1)
+    fraction: float = Field(default=0.10, ge=0, le=1)
     """Share of the stars in the ball."""
     sigma_km_s: float = Field(default=130.0, gt=0, le=300)
     """Velocity dispersion σ in km/s; the density falls about as r^−(v_c/σ)²."""
@@ -71,10 +71,10 @@ class MilkyWaySettings(Settings):
     """Radius of the ball around the Sun that holds the stars, in kpc."""
     potential: MilkyWayPotentialSettings = MilkyWayPotentialSettings()
     thin_disc: DiscSettings = DiscSettings(
-        fraction=0.64, scale_length_kpc=2.7, sigma_r_km_s=35.0, sigma_z_km_s=20.0, sigma_length_kpc=7.5
+        fraction=0.66, scale_length_kpc=2.7, sigma_r_km_s=35.0, sigma_z_km_s=20.0, sigma_length_kpc=7.5
     )
     thick_disc: DiscSettings = DiscSettings(
-        fraction=0.28, scale_length_kpc=2.3, sigma_r_km_s=60.0, sigma_z_km_s=40.0, sigma_length_kpc=10.0
+        fraction=0.24, scale_length_kpc=2.3, sigma_r_km_s=60.0, sigma_z_km_s=40.0, sigma_length_kpc=10.0
     )
     stellar_halo: StellarHaloSettings = StellarHaloSettings()
     mixing_periods: float = Field(default=16.0, ge=3)

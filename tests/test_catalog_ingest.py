@@ -102,6 +102,7 @@ def test_manifest_and_store(gaia_files, tmp_path):
     )
     done, total, message = seen[-1]
     assert done == total
+    assert [row[0] for row in seen] == sorted(row[0] for row in seen)
     assert "shards" in message
     assert not [p for p in store.path.iterdir() if p.name.startswith(".")]
     summary = inspect(store.path)
@@ -304,6 +305,22 @@ def test_draws_are_reproducible_and_have_the_stars_covariance(gaia_files, tmp_pa
     difference = first.states - galactocentric(table[first.index, :6], store.frame)
     chi = np.einsum("ni,nij,nj->n", difference, np.linalg.inv(covariance), difference)[sharp]
     assert np.mean(chi) == pytest.approx(6, abs=5 * math.sqrt(12 / sharp.sum()) + 0.1)
+
+
+def test_no_star_is_on_the_balls_border_in_float32(tmp_path):
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=(20_000, 3))
+    radius = 2 * (1 - 10 ** rng.uniform(-9, -3, (20_000, 1)))
+    x = np.array([-8.122, 0, 0]) + radius * direction / np.linalg.norm(direction, axis=1)[:, None]
+    frame = pl.DataFrame(
+        np.concatenate([x, np.ones_like(x)], axis=1), schema=["x", "y", "z", "vx", "vy", "vz"]
+    )
+    frame.write_parquet(tmp_path / "t.parquet")
+    ball = BallSettings(radius_kpc=2, center_kpc=(-8.122, 0, 0))
+    store = ingest(CatalogSettings(files=(str(tmp_path / "t.parquet"),), ball=ball), tmp_path / "store")
+    assert 8_000 < store.num_rows < 10_000  # those within 4e-6 kpc of the border are cut
+    offset = (store.states()[:, :3] - np.array(store.ball.center, dtype=np.float32)) / np.float32(2)
+    assert np.linalg.norm(offset, axis=1).max() < 1
 
 
 def test_impossible_draws_are_kept_out_and_counted(tmp_path):

@@ -43,7 +43,7 @@ _SUFFIXES = (
 )
 
 Progress = Callable[[int, int, str], None]
-"""Called with done and total work (bytes of input) and a line of text."""
+"""Called with done and total work (as bytes of input) and a line of text."""
 
 
 def input_files(settings: CatalogSettings) -> list[Path]:
@@ -140,7 +140,7 @@ def ingest(
         started = time.monotonic()
         try:
             work.mkdir(exist_ok=True)
-            run = _Run(settings, target, work, paths, num_workers, seed, progress or _silent)
+            run = _Run(settings, target, work, paths, num_workers, seed, progress or (lambda *_: None))
             records, quarantined = run.read()
             manifest = run.merge(records)
             manifest |= {
@@ -155,10 +155,6 @@ def ingest(
         except OSError as error:
             raise _unwritable(target, error) from None
         return ShardStore(target)
-
-
-def _silent(done: int, total: int, message: str) -> None:
-    """No progress is shown."""
 
 
 def _unwritable(target: Path, error: OSError) -> GalrayError:
@@ -262,11 +258,13 @@ class _Run:
         self.num_workers = num_workers
         self.progress = progress
         self.arguments = (settings.model_dump_json(), str(work), seed)
+        self.read_size = sum(file_state(path)["size"] for path in paths)
+        self.work_size = self.read_size * 10 // 9  # merging takes about a tenth of the time
 
     def read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Read all files; returns the pieces' records in the files' order, and the files left out."""
         jobs = [("read", (index, str(path))) for index, path in enumerate(self.paths)]
-        sizes = [path.stat().st_size for path in self.paths]
+        sizes = [file_state(path)["size"] for path in self.paths]
         records: dict[int, dict[str, Any]] = {}
         quarantined: dict[int, dict[str, Any]] = {}
         done = rows = kept = 0
@@ -283,7 +281,7 @@ class _Run:
                 kept += records[number]["account"].get("kept", 0)
             done += sizes[number]
             message = f"{len(records)}/{len(jobs)} files, {rows:,} rows read, {kept:,} stars kept"
-            self.progress(done, sum(sizes), message)
+            self.progress(done, self.work_size, message)
         return [records[n] for n in sorted(records)], [quarantined[n] for n in sorted(quarantined)]
 
     def merge(self, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -338,7 +336,8 @@ class _Run:
             if "error" in answer:
                 raise GalrayError(answer["error"], answer["remedy"])
             entries[number] = answer["entry"]
-            self.progress(len(entries), count, f"{len(entries)}/{count} shards merged")
+            done = self.read_size + (self.work_size - self.read_size) * len(entries) // count
+            self.progress(done, self.work_size, f"{len(entries)}/{count} shards merged")
         ordered = [entries[number] for number in range(count)]
         statistics = column_statistics(ordered, schema)
         duplicates = sum(entry["duplicates"] for entry in ordered)

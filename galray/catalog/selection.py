@@ -22,6 +22,7 @@ from galray.catalog.quality import (
 )
 from galray.catalog.readers import SHORT_ROW, Source
 from galray.catalog.settings import CatalogSettings
+from galray.catalog.shards import BallRegion
 from galray.errors import GalrayError
 
 __all__ = ["SHARD", "Selection", "splitmix64"]
@@ -217,9 +218,10 @@ class Selection:
         ball = self.settings.ball
         if ball is None:
             return []
-        center = self.settings.ball_center()
-        square = sum(((pl.col(n) - c) ** 2 for n, c in zip("xyz", center, strict=True)), start=pl.lit(0.0))
-        return [Rule("cut:ball", square >= ball.radius_kpc**2)]
+        region = BallRegion(self.settings.ball_center(), ball.radius_kpc)
+        offsets = [pl.col(n) - c for n, c in zip("xyz", region.center, strict=True)]
+        square = sum((offset**2 for offset in offsets), start=pl.lit(0.0))
+        return [Rule("cut:ball", square >= region.inner_radius**2)]
 
     def _states(self, batch: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:
         """A ready 6D table: units, handedness and origin, then the cuts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,14 @@ class BallRegion:
 
     center: tuple[float, float, float]
     radius: float
+
+    @property
+    def inner_radius(self) -> float:
+        """The radius less float32's resolution there: a star kept is inside in float32 arithmetic too.
+
+        Maps of the ball onto all space are infinite at its border.
+        """
+        return self.radius - 4e-7 * (math.dist(self.center, (0, 0, 0)) + self.radius)
 
 
 @dataclass(frozen=True)
@@ -264,7 +273,7 @@ class ShardStore:
         if self.ball is None:
             return finite
         offset = w[:, :3] - np.asarray(self.ball.center)
-        return finite & (np.sum(offset**2, -1) < self.ball.radius**2)
+        return finite & (np.sum(offset**2, -1) < self.ball.inner_radius**2)
 
 
 def merge_shard(parts: Sequence[pl.DataFrame], schema: pl.Schema, path: Path) -> dict[str, Any]:

@@ -27,12 +27,21 @@ __all__ = [
 _TINY = 1e-40  # kpc²: keeps 0/0 at the centre of a cusp finite without touching any other value
 
 
+def _float64(values: Any) -> Tensor:
+    """Numbers in double precision from the start: torch alone would round plain floats to single."""
+    return (
+        values.to(torch.float64)
+        if isinstance(values, Tensor)
+        else torch.as_tensor(values, dtype=torch.float64)
+    )
+
+
 def _positions(x: Any) -> Tensor:
     """Positions as a float64 tensor of shape (*, 3), on the device of the input."""
-    x = torch.as_tensor(x)
+    x = _float64(x)
     if x.ndim == 0 or x.shape[-1] != 3:
         raise ValueError(f"positions must have shape (*, 3), not {tuple(x.shape)}")
-    return x.to(torch.float64)
+    return x
 
 
 class Potential(ABC):
@@ -87,7 +96,7 @@ class Potential(ABC):
 
     def circular_velocity(self, radius: Any) -> Tensor:
         """v_c = √(R ∂Φ/∂R) in km/s at cylindrical radius R (kpc, shape (*)) in the plane z = 0."""
-        radius = torch.as_tensor(radius).to(torch.float64)
+        radius = _float64(radius)
         return radius * torch.sqrt(self.force_factors(radius.square(), torch.zeros_like(radius))[0])
 
     def to_dict(self) -> dict[str, Any]:
@@ -407,12 +416,6 @@ def _radius(x: Tensor) -> Tensor:
 
 
 def _nfw_mean_density(s: Tensor) -> Tensor:
-    """[ln(1+s) − s/(1+s)] / s³, by its series where the difference would lose digits."""
-    small = s < 1e-3
-    u = torch.where(small, torch.ones_like(s), s)
-    one = 1 + u
-    closed = (torch.log1p(u) - u / one) / (u * u * u)
-    t = torch.where(small, s, torch.ones_like(s))
-    # Σ_{k≥2} (−1)^k (k−1)/k s^{k−3}
-    series = (1 / 2 + t * (-2 / 3 + t * (3 / 4 + t * (-4 / 5 + t * (5 / 6))))) / t
-    return torch.where(small, series, closed)
+    """[ln(1+s) − s/(1+s)] / s³; the difference loses digits as 2⁻⁵²/s, so s is kept above 10⁻⁶ of r_s."""
+    s = s.clamp_min(1e-6)
+    return (torch.log1p(s) - s / (1 + s)) / (s * s * s)

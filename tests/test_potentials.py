@@ -71,12 +71,12 @@ def test_acceleration_and_density_are_derivatives_of_the_potential(name, positio
     torch.testing.assert_close(density, field.mass_density(positions), rtol=1e-7, atol=1e-3)
 
 
-def test_nfw_is_accurate_through_its_series():
+def test_nfw_pulls_with_its_enclosed_mass():
     halo = NFW.from_density(1e7, 10.0)
     assert halo.rho_s == pytest.approx(1e7, rel=1e-14)
-    r = torch.tensor([1e-6, 0.05, 0.1999, 0.2001, 1.0], dtype=torch.float64)
+    r = torch.tensor([1e-3, 0.05, 1.0, 30.0], dtype=torch.float64)
     # enclosed mass by quadrature of the density, independent of the closed form
-    u = torch.linspace(0, 1, 200001, dtype=torch.float64)
+    u = torch.linspace(0, 1, 400001, dtype=torch.float64)
     for radius in r:
         shell = u * radius
         x = torch.stack([shell, 0 * shell, 0 * shell], -1)
@@ -115,6 +115,9 @@ def test_batches_dtypes_and_bad_input():
     field = CASES["composite"]
     assert field.acceleration(x).shape == (4, 5, 3)
     assert field.potential(x).dtype == torch.float64
+    # plain numbers are never rounded to single precision
+    assert field.potential([[-8.1, 0.1, 0.3]]) == field.potential(np.array([[-8.1, 0.1, 0.3]]))
+    assert field.circular_velocity(8.1) == field.circular_velocity(np.float64(8.1))
     with pytest.raises(ValueError, match="shape"):
         field.potential(np.zeros((3, 2)))
     with pytest.raises(GalrayError, match="b = -1"):

@@ -266,14 +266,13 @@ class MilkyWay:
         account: dict[str, float] = {}
         have, drawn = 0, 0
         while have < count:
-            n = _PILOT
+            n = min(_PILOT, 1000 + 2 * count)
             if drawn:
                 chance = max(have, 1) / drawn
                 n = min(_BATCH, math.ceil((count - have) / chance * 1.01) + 1000)
-            chance_of_batch = have / drawn if drawn else 0.0
-            base, seen = have, 0
+            seen = 0
 
-            def on_chunk(done: int, chance: float = chance_of_batch, base: int = base) -> None:
+            def on_chunk(done: int, base: int = have, chance: float = have / max(drawn, 1)) -> None:
                 nonlocal seen
                 seen += done
                 if progress is not None:
@@ -284,8 +283,8 @@ class MilkyWay:
             parts.append(w)
             have, drawn = have + len(w), drawn + n
             for key, value in part.items():
-                add = max if key.endswith("error") else float.__add__
-                account[key] = add(float(account.get(key, 0)), float(value))
+                known = account.get(key, 0)
+                account[key] = max(known, value) if key.endswith("error") else known + value
         return torch.cat([*parts, torch.empty(0, 6, dtype=torch.float64)])[:count], account
 
     def _frequencies(self, radius: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ class IsotropicSphere(ABC):
         Returns:
             Shape (*), float64.
         """
-        w = torch.as_tensor(w).to(torch.float64)
+        w = torch.as_tensor(w, dtype=torch.float64)
         energy, complement = self._energies(w)
         bound = energy > 0
         half = torch.full_like(energy, 0.5)
@@ -98,7 +98,7 @@ class IsotropicSphere(ABC):
         Returns:
             Shape (*, 6), float64.
         """
-        w = torch.as_tensor(w).to(torch.float64)
+        w = torch.as_tensor(w, dtype=torch.float64)
         energy, complement = self._energies(w)
         bound = energy > 0
         half = torch.full_like(energy, 0.5)
@@ -138,7 +138,7 @@ class IsotropicSphere(ABC):
             Velocities in km/s, shape (n, *, 3), float64.
         """
         rng = np.random.default_rng(seed)
-        x = torch.as_tensor(x).to(torch.float64)
+        x = torch.as_tensor(x, dtype=torch.float64)
         depth = (-self.potential_field.potential(x) / self._energy_unit).cpu().numpy().reshape(-1)
         depth = np.broadcast_to(depth, (n, depth.size)).reshape(-1)
         speed = np.sqrt(2 * self._energy_unit * depth * self._speed2_fraction(depth, rng))

@@ -37,7 +37,10 @@ LAYERED = FlowPart(transforms=1, hidden=(16, 16), bins=4)
 
 CASES = {
     "flow-mixture": ("flow", FlowSettings(position=MIXTURE, velocity=MIXTURE)),
-    "flow-mixture-disc": ("flow", FlowSettings(coordinates="cylindrical", position=MIXTURE, velocity=LAYERED)),
+    "flow-mixture-disc": (
+        "flow",
+        FlowSettings(coordinates="cylindrical", position=MIXTURE, velocity=LAYERED),
+    ),
     "flow-nsf": ("flow", FlowSettings(position=SPLINE, velocity=SPLINE)),
     "flow-maf-disc": ("flow", FlowSettings(coordinates="cylindrical", position=AFFINE, velocity=AFFINE)),
     "score": ("score", ScoreSettings(hidden=(16, 16), base=SMALL_BASE)),
@@ -253,7 +256,9 @@ def test_flow_learns_plummer_and_checks_see_it(plummer):
     assert poor["two-sample classifier (AUC)"]["ok"] is False
     assert good["two-sample classifier (AUC)"]["ok"] is True
     assert good["curl of the score"]["value"] < 0.02
-    assert good["held-out negative log likelihood"]["value"] < poor["held-out negative log likelihood"]["value"]
+    assert (
+        good["held-out negative log likelihood"]["value"] < poor["held-out negative log likelihood"]["value"]
+    )
     for row in good.values():
         assert set(row) == {"value", "error", "expected", "ok"}
 

@@ -1,6 +1,9 @@
 """Ensembles: their members, their runs through Ray Tune, and the error budget they add up to."""
 
-from galray.ensemble.budget import Estimate, Term, combine_family, combine_methods
+from typing import TYPE_CHECKING, Any
+
+from galray.ensemble.budget import combine_family
+from galray.ensemble.estimate import Estimate, Term
 from galray.ensemble.execute import MemberFunction
 from galray.ensemble.members import (
     BudgetSettings,
@@ -10,16 +13,21 @@ from galray.ensemble.members import (
     design,
     stream_seed,
 )
+from galray.ensemble.methods import combine_methods
 from galray.ensemble.resample import bootstrap_counts, bootstrap_indices, split_indices
 from galray.ensemble.runner import run_members
 from galray.ensemble.store import MemberOutcome, MemberStore, report_progress
 from galray.ensemble.variance import jackknife_covariance, student_factor
+
+if TYPE_CHECKING:
+    from galray.ensemble.fields import FieldEnsemble
 
 __all__ = [
     "BudgetSettings",
     "EnsembleSettings",
     "Estimate",
     "FamilyDesign",
+    "FieldEnsemble",
     "MemberFunction",
     "MemberOutcome",
     "MemberSpec",
@@ -37,3 +45,12 @@ __all__ = [
     "stream_seed",
     "student_factor",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for."""
+    if name == "FieldEnsemble":
+        from galray.ensemble.fields import FieldEnsemble
+
+        return FieldEnsemble
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

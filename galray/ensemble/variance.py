@@ -9,15 +9,16 @@ through Student's t with Welch-Satterthwaite degrees of freedom.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 __all__ = [
     "correlation",
     "effective_number",
+    "group_numbers",
     "jackknife_covariance",
     "moderate",
     "shrink_correlation",
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-_ONE_SIGMA = float(stats.norm.cdf(1.0))
+_ONE_SIGMA = 0.5 * (1.0 + math.erf(1.0 / math.sqrt(2.0)))
 
 
 def student_factor(dof: Array | float) -> Array:
@@ -35,9 +36,11 @@ def student_factor(dof: Array | float) -> Array:
     Arguments:
         dof: Degrees of freedom, any shape; infinite gives 1. Below 1 they count as 1.
     """
+    from scipy.special import stdtrit  # scipy costs half a second that the settings' readers need not pay
+
     dof = np.maximum(np.asarray(dof, dtype=float), 1.0)
     finite = np.isfinite(dof) & (dof < 1e6)
-    return np.where(finite, stats.t.ppf(_ONE_SIGMA, np.where(finite, dof, 1e6)), 1.0)
+    return np.where(finite, stdtrit(np.where(finite, dof, 1e6), _ONE_SIGMA), 1.0)
 
 
 def welch_satterthwaite(variances: Sequence[Array], dofs: Sequence[Array]) -> Array:
@@ -188,3 +191,12 @@ def jackknife_covariance(
     pseudo = ratio[:, None] * full - (ratio - 1.0)[:, None] * estimates
     centred = (pseudo - corrected) / np.sqrt(ratio - 1.0)[:, None]
     return centred.T @ centred / blocks, full - corrected
+
+
+def group_numbers(groups: Sequence[str] | None, quantities: int) -> NDArray[np.int64]:
+    """Number the kinds of `quantities` quantities; one kind when none are given."""
+    if groups is None:
+        return np.zeros(quantities, dtype=np.int64)
+    if len(groups) != quantities:
+        raise ValueError(f"{len(groups)} groups for {quantities} quantities")
+    return np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,55 @@
+"""Where a run is recorded in MLflow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from galray.settings import Settings
+
+__all__ = ["TrackingSettings"]
+
+
+class TrackingSettings(Settings):
+    """The MLflow store and what goes into it."""
+
+    enabled: bool = Field(default=True, description="Record runs in MLflow.")
+    uri: str = Field(
+        default="",
+        description='Tracking URI, such as "http://mlflow:5000"; "" takes MLFLOW_TRACKING_URI, and without '
+        "it the sqlite file mlflow.db beside the run directory.",
+    )
+    experiment: str = Field(default="galray", min_length=1, description="Name of the experiment.")
+    artifacts: str = Field(
+        default="",
+        description='Where a new experiment keeps artefacts; "" is the folder mlartifacts beside the run '
+        "directory for sqlite, and the server's choice for a server.",
+    )
+    weights: bool = Field(default=True, description="Store the members' weights as artefacts.")
+    patience: float = Field(
+        default=120,
+        gt=0,
+        description="Seconds that the end of a run waits for MLflow; what is left is written on in the "
+        "background.",
+    )
+
+    def resolve_uri(self, folder: Path) -> str:
+        """Give the tracking URI of a run directory, relative sqlite paths made absolute."""
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+        if not uri:
+            return f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
+        scheme, separator, path = uri.partition(":///")
+        if scheme == "sqlite" and separator and path and not path.startswith(("/", ":memory:")):
+            return f"sqlite:///{Path(path).absolute()}"
+        return uri
+
+    def resolve_artifacts(self, folder: Path) -> str | None:
+        """Give the artefact root of a new experiment; None leaves it to the server."""
+        if self.artifacts:
+            return self.artifacts if "://" in self.artifacts else Path(self.artifacts).absolute().as_uri()
+        if self.resolve_uri(folder).startswith("sqlite"):
+            # Relative roots would end in whatever folder the first process happened to run in.
+            return (folder.absolute().parent / "mlartifacts").as_uri()
+        return None

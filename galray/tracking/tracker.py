@@ -1,0 +1,204 @@
+"""The driver's side of tracking: say what happened and go on."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import galray
+from galray.ensemble import MemberOutcome, MemberSpec
+from galray.errors import GalrayWarning
+from galray.tracking.journal import Journal, State, flatten, numbers
+from galray.tracking.settings import TrackingSettings
+
+__all__ = ["Tracker"]
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Records one run in MLflow: a parent run, a child for each member.
+
+    Every call returns at once: it appends to a journal in the run directory, and a process of its own
+    imports MLflow (which takes ten seconds), creates database and experiment, and writes. That process
+    sees when this one dies, even by `kill -9`, and then ends the run as FAILED; a run that goes on later
+    goes on in the same MLflow run. Nothing that MLflow does or fails to do raises here; at the end one
+    warning tells of what could not be written, and the next start of the run writes it.
+
+    Use as a context manager: the run ends FINISHED, or FAILED if the block raised.
+
+    Arguments:
+        settings: The tracking section of the configuration.
+        folder: The run directory.
+        name: Name of the run.
+        params: Configuration, nested; becomes dotted parameters.
+        tags: Tags, such as git revision, config hash, data manifest hash and seed.
+    """
+
+    def __init__(
+        self,
+        settings: TrackingSettings,
+        folder: Path | str,
+        name: str = "",
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.folder = Path(folder).absolute()
+        self.uri = settings.resolve_uri(self.folder)
+        self._journal = Journal(self.folder)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._open = False
+        if not settings.enabled:
+            return
+        try:
+            self._journal.folder.mkdir(parents=True, exist_ok=True)
+            self._open = True
+            self._say(
+                "open",
+                name=name or self.folder.name,
+                uri=self.uri,
+                experiment=settings.experiment,
+                artifacts=settings.resolve_artifacts(self.folder),
+                params=flatten(params or {}),
+                tags={str(key): str(value) for key, value in (tags or {}).items()},
+            )
+            self._process = self._start_writer()
+        except OSError as error:
+            self._open = False
+            warnings.warn(f"this run is not tracked: {error}", GalrayWarning, stacklevel=2)
+            return
+        atexit.register(self.close, "FAILED")
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until MLflow has created it."""
+        return State.load(self._journal).parent or None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record parameters of the run; nested keys are joined by dots."""
+        self._say("params", params=flatten(values))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self._say("tags", tags={str(key): str(value) for key, value in values.items()})
+
+    def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
+        """Record numbers of the run; nested keys are joined by dots, what is no number is left out."""
+        self._say("metrics", metrics=numbers(values), step=step)
+
+    def artifact(self, path: Path | str, folder: str = "") -> None:
+        """Store a file, or a folder with all in it, beside the run; it must stay where it is until then.
+
+        Arguments:
+            path: The file or folder.
+            folder: Where to put it among the artefacts.
+        """
+        self._say("artifact", path=str(Path(path).absolute()), folder=folder)
+
+    def member(self, spec: MemberSpec, outcome: MemberOutcome) -> None:
+        """Record a member that ended: its tags, its whole curve in one batch, its numbers and weights.
+
+        The curve is `curve.json` in the member's folder, a list of dictionaries with an `epoch` each.
+        A member that an earlier start has recorded is not recorded again.
+
+        Arguments:
+            spec: The member.
+            outcome: How it ended.
+        """
+        files = [outcome.folder / name for name in ("spec.json", "result.json", "error.txt")]
+        if self.settings.weights:
+            files += [outcome.folder / name for name in ("model", "field")]
+        self._say(
+            "member",
+            id=spec.id,
+            name=spec.name,
+            tags=spec.tags | ({"galray.error": outcome.error[:5000]} if outcome.error else {}),
+            params=flatten(spec.to_dict()),
+            curve=_read_curve(outcome.folder / "curve.json"),
+            metrics=numbers(outcome.result) | {"seconds": outcome.seconds},
+            artifacts=[str(path) for path in files if path.exists()],
+            status="FINISHED" if outcome.finished else "FAILED",
+            seconds=outcome.seconds,
+        )
+
+    def close(self, status: str = "FINISHED") -> None:
+        """End the run and wait, up to the settings' patience, until MLflow has all of it.
+
+        Arguments:
+            status: "FINISHED" or "FAILED". A second call does nothing.
+        """
+        if not self._open:
+            return
+        self._say("close", status=status)
+        self._open = False
+        atexit.unregister(self.close)
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(OSError):
+            assert process.stdin is not None
+            process.stdin.close()
+        try:
+            process.wait(timeout=self.settings.patience)
+        except subprocess.TimeoutExpired:
+            logger.warning("MLflow at %s is slow; the rest is written in the background", self.uri)
+            return
+        state = State.load(self._journal)
+        if process.returncode or state.error:
+            reason = state.error or f"the writing process ended with code {process.returncode}"
+            warnings.warn(
+                f"MLflow at {self.uri} did not take everything: {reason}; the rest is kept in "
+                f"{self._journal.folder} and written when the run is started again",
+                GalrayWarning,
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.close("FINISHED" if kind is None else "FAILED")
+
+    def _say(self, what: str, **content: Any) -> None:
+        """Append an entry; a full disk costs the record, not the measurement."""
+        if not self._open:
+            return
+        try:
+            self._journal.append({"op": what, "time": int(time.time() * 1000)} | content)
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("tracking could not note %r: %s", what, error)
+
+    def _start_writer(self) -> subprocess.Popen[bytes]:
+        source = str(Path(galray.__file__).resolve().parents[1])
+        paths = [source, *filter(None, [os.environ.get("PYTHONPATH", "")])]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        env.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+        env.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        env.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        command = [sys.executable, "-m", "galray.tracking.writer", str(self.folder)]
+        log: IO[bytes]
+        with open(self._journal.log_path, "ab") as log:
+            # A session of its own: an interrupt on the terminal is for the driver, which then says "close".
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+
+
+def _read_curve(path: Path) -> list[dict[str, float]]:
+    """Read a training curve; an empty one when the member has none (or a broken one)."""
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return [numbers(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

@@ -1,0 +1,304 @@
+"""The process that writes a run's journal into MLflow: `python -m galray.tracking.writer RUN`.
+
+It ends when the journal says "close", or when its standard input closes, which happens however the
+driver dies; then everything still marked as running is ended as FAILED.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import select
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from galray.tracking.journal import Journal, State, metric_name
+
+__all__ = ["Recorder", "main"]
+
+_BATCH = 1000
+_PARAM_BATCH = 100
+
+
+class Recorder:
+    """Applies journal entries to MLflow; every entry may be applied twice without harm.
+
+    Arguments:
+        state: How far MLflow is; kept up to date.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._client: Any = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the run exists in MLflow."""
+        return self._client is not None and bool(self.state.parent)
+
+    def apply(self, entry: dict[str, Any]) -> None:
+        """Apply one entry.
+
+        Raises:
+            Exception: Whatever MLflow raises.
+        """
+        getattr(self, f"_{entry['op']}")(entry)
+
+    def end(self, status: str, when: int | None = None) -> None:
+        """End the run if it is still open."""
+        if self._client is not None and self.state.parent and self.state.parent_open:
+            self._client.set_terminated(self.state.parent, status, end_time=when)
+            self.state.parent_open = False
+
+    def _open(self, entry: dict[str, Any]) -> None:
+        from mlflow import MlflowClient
+
+        uri = entry["uri"]
+        with _first_touch(uri):
+            self._client = MlflowClient(tracking_uri=uri)
+            self.state.experiment = self._experiment(entry["experiment"], entry["artifacts"])
+        tags = {"mlflow.user": _user(), "mlflow.source.name": "galray"} | entry["tags"]
+        if self.state.parent and not self._alive(self.state.parent):
+            # The store was changed or cleared: start over there, members and all.
+            self.state.parent, self.state.members, self.state.ended = "", {}, {}
+        if self.state.parent:
+            self._client.update_run(self.state.parent, status="RUNNING")
+            tags["galray.resumed"] = "true"
+            self._write(self.state.parent, tags=tags)
+        else:
+            run = self._client.create_run(
+                self.state.experiment, start_time=entry["time"], tags=tags, run_name=entry["name"]
+            )
+            self.state.parent = run.info.run_id
+        self.state.parent_open = True
+        self._params(entry)
+
+    def _params(self, entry: dict[str, Any]) -> None:
+        self._write(self.state.parent, params=entry["params"])
+
+    def _tags(self, entry: dict[str, Any]) -> None:
+        self._write(self.state.parent, tags=entry["tags"])
+
+    def _metrics(self, entry: dict[str, Any]) -> None:
+        rows = [(key, value, entry["time"], entry["step"]) for key, value in entry["metrics"].items()]
+        self._write(self.state.parent, metrics=rows)
+
+    def _artifact(self, entry: dict[str, Any]) -> None:
+        self._store(self.state.parent, entry["path"], entry["folder"])
+
+    def _member(self, entry: dict[str, Any]) -> None:
+        identity = entry["id"]
+        if self.state.ended.get(identity) == "FINISHED":
+            return
+        end, start = entry["time"], entry["time"] - int(1000 * entry["seconds"])
+        tags = {"mlflow.parentRunId": self.state.parent, "mlflow.user": _user(), **entry["tags"]}
+        run_id = self.state.members.get(identity)
+        if run_id is None or not self._alive(run_id):
+            run = self._client.create_run(
+                self.state.experiment, start_time=start, tags=tags, run_name=entry["name"]
+            )
+            run_id = self.state.members[identity] = run.info.run_id
+        status = "FAILED"
+        try:
+            rows, clock, step = [], float(start), 0
+            for point in entry["curve"]:
+                step = int(point.pop("epoch", step + 1))
+                clock += 1000.0 * point.get("seconds", 0.0)
+                rows += [(metric_name(key), value, int(clock), step) for key, value in point.items()]
+            rows += [(f"final.{key}", value, end, step) for key, value in entry["metrics"].items()]
+            self._write(run_id, metrics=rows, params=entry["params"], tags=tags)
+            for path in entry["artifacts"]:
+                self._store(run_id, path, Path(path).name if Path(path).is_dir() else "")
+            status = entry["status"]
+        finally:
+            # Also a child whose data MLflow refused must not stay RUNNING.
+            self._client.set_terminated(run_id, status, end_time=end)
+        self.state.ended[identity] = status
+
+    def _close(self, entry: dict[str, Any]) -> None:
+        self.end(entry["status"], entry["time"])
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            return str(self._client.create_experiment(name, artifact_location=artifacts))
+        if experiment.lifecycle_stage != "active":
+            self._client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
+
+    def _alive(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException:
+            return False
+
+    def _write(
+        self,
+        run_id: str,
+        metrics: Sequence[tuple[str, float, int, int]] = (),
+        params: dict[str, str] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        """Write in as few batches as MLflow allows; parameters that stand already are left as they are."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        if params:
+            known = self._client.get_run(run_id).data.params
+            params = {key: value for key, value in params.items() if key not in known}
+        all_params = [Param(key, value) for key, value in (params or {}).items()]
+        all_tags = [RunTag(metric_name(key), value[:5000]) for key, value in (tags or {}).items()]
+        all_metrics = [Metric(*row) for row in metrics]
+        room = _BATCH - 2 * _PARAM_BATCH
+        while all_params or all_tags or all_metrics:
+            self._client.log_batch(
+                run_id, all_metrics[:room], all_params[:_PARAM_BATCH], all_tags[:_PARAM_BATCH]
+            )
+            all_metrics, all_params = all_metrics[room:], all_params[_PARAM_BATCH:]
+            all_tags = all_tags[_PARAM_BATCH:]
+
+    def _store(self, run_id: str, path: str, folder: str) -> None:
+        if Path(path).is_dir():
+            self._client.log_artifacts(run_id, path, folder or Path(path).name)
+        else:
+            self._client.log_artifact(run_id, path, folder or None)
+
+
+def main(folder: str) -> int:
+    """Write the journal of a run until it closes or its driver is gone.
+
+    Arguments:
+        folder: The run directory.
+
+    Returns:
+        0 when all entries were taken in, 1 when some were refused, 3 when there is no store to write to.
+    """
+    os.nice(5)  # the members' training comes first
+    journal = Journal(folder)
+    with open(journal.lock_path, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the writer of a killed driver may still be at its end
+        state = State.load(journal)
+        state.error = ""
+        recorder = Recorder(state)
+        gone = False
+        while True:
+            # Look at the driver before the journal: what it said before its end is then read.
+            gone = gone or _driver_gone()
+            closed = _drain(journal, recorder)
+            if not recorder.ready and state.error:
+                state.save(journal)
+                return 3
+            if closed or gone:
+                break
+        if not closed:
+            try:
+                recorder.end("FAILED")
+            except Exception as error:
+                state.error = _brief(error)
+        state.save(journal)
+        return 1 if state.error else 0
+
+
+def _drain(journal: Journal, recorder: Recorder) -> bool:
+    """Apply all new entries; tells whether the last of them closed the run."""
+    state, closed = recorder.state, False
+    for entry, offset in journal.read(state.offset):
+        if entry is not None:
+            closed = entry["op"] == "close"
+            if entry["op"] == "open" or not recorder.ready:
+                # Entries of an earlier start that had no store wait for the next "open".
+                if not _reopen(journal, recorder, entry):
+                    return False
+            else:
+                _attempt(journal, recorder, entry)
+        state.offset = offset
+        state.save(journal)
+    return closed
+
+
+def _reopen(journal: Journal, recorder: Recorder, entry: dict[str, Any]) -> bool:
+    """Open the store; then try again what it refused last time."""
+    opening = entry if entry["op"] == "open" else _last_opening(journal)
+    try:
+        recorder.apply(opening)
+    except Exception as error:
+        traceback.print_exc()
+        recorder.state.error = _brief(error)
+        return False
+    if journal.failed_path.exists():
+        lines = journal.failed_path.read_text().splitlines()
+        journal.failed_path.unlink()
+        recorder.state.refused = 0
+        for line in lines:
+            _attempt(journal, recorder, json.loads(line))
+    if entry is not opening:
+        _attempt(journal, recorder, entry)
+    return True
+
+
+def _attempt(journal: Journal, recorder: Recorder, entry: dict[str, Any]) -> None:
+    """Apply an entry, a second time if need be; keep it for the next start if MLflow refuses it."""
+    for last in (False, True):
+        try:
+            recorder.apply(json.loads(json.dumps(entry)))
+            return
+        except Exception as error:
+            if not last:
+                time.sleep(1.0)
+                continue
+            traceback.print_exc()
+            recorder.state.error = f"{entry['op']}: {_brief(error)}"
+            recorder.state.refused += 1
+            with open(journal.failed_path, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def _last_opening(journal: Journal) -> dict[str, Any]:
+    opening: dict[str, Any] = {}
+    for entry, _ in journal.read(0):
+        if entry is not None and entry["op"] == "open":
+            opening = entry
+    return opening
+
+
+def _driver_gone(wait: float = 0.3) -> bool:
+    """Wait a little for the driver; true when its end of the pipe is closed."""
+    readable, _, _ = select.select([sys.stdin], [], [], wait)
+    return bool(readable) and not os.read(sys.stdin.fileno(), 1)
+
+
+@contextlib.contextmanager
+def _first_touch(uri: str) -> Iterator[None]:
+    """Let one process at a time open an sqlite store: two that create it at once break each other."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or path.startswith(":"):
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "galray"  # a container without an entry for its user
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

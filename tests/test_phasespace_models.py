@@ -174,7 +174,7 @@ def test_base_divergence_equals_torch_func():
 
 
 def test_edge_weighted_loss_measures_the_distance_to_the_true_score():
-    """E[loss] of two scores must differ by the difference of their weighted errors: no border term is left."""
+    """The losses of two scores differ by the difference of their weighted errors: no border term is left."""
     ball = Ball((0.0, 0.0, 0.0), 1.5)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600_000, 3))  # f is a Gaussian; a third of it lies inside: a hard edge
@@ -294,13 +294,11 @@ def test_bad_input_is_named(tmp_path):
     ball, w = disc_stars(500)
     with pytest.raises(GalrayError, match="kind 'spline'"):
         build_model("spline", FlowSettings(), ball, w)
+    outside, broken = w.clone(), w.clone()
+    outside[3, 0], broken[3, 4] = 100.0, math.nan
     with pytest.raises(GalrayError, match="1 lie"):
-        outside = w.clone()
-        outside[3, 0] = 100.0
         build_model("flow", FlowSettings(), ball, outside, seed=1)
     with pytest.raises(GalrayError, match="1 are not finite"):
-        broken = w.clone()
-        broken[3, 4] = math.nan
         build_model("flow", FlowSettings(), ball, broken, seed=1)
     with pytest.raises(GalrayError, match="too few"):
         build_model("score", ScoreSettings(), ball, w[:10], seed=1)

@@ -93,5 +93,5 @@ def test_standardisation_keeps_float64_when_networks_are_cast():
     ],
 )
 def test_bad_balls_are_refused(make):
-    with pytest.raises(GalrayError, match="ball|axis"):
+    with pytest.raises(GalrayError, match=r"ball|axis"):
         make()

@@ -158,7 +158,7 @@ def test_divergence_is_an_error_with_a_remedy():
         def validate(self, model, rows):
             return rows[:, 0]
 
-    with pytest.raises(GalrayError, match="diverged.*\n.*learning_rate"):
+    with pytest.raises(GalrayError, match=r"diverged.*\n.*learning_rate"):
         fit(model_of("flow"), Broken(), stars(), stars(300, 1), SETTINGS, seed=3)
 
 

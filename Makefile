@@ -31,7 +31,7 @@ check: setup  ## style and types
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks.all
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -273,7 +273,8 @@ def _print_account(store: Any) -> None:
 
 def main() -> None:
     """Entry point: errors of the user end in one or two lines and exit code 2."""
-    import click
+    # typer brings a click of its own in some versions: take the base of its errors from whichever it uses.
+    usage_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("GALRAY_DEBUG") == "1"
@@ -284,10 +285,10 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except usage_error as error:
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(130)
     except OSError as error:

@@ -51,6 +51,13 @@ class TrainingSection(Settings):
     score: TrainingSettings = TrainingSettings()
 
 
+class VerticalSection(VerticalSettings):
+    """The vertical inversion of local stars, and where their selection function lies."""
+
+    effective_area: str = ""
+    """Folder of the cells' effective areas; ``eff_area`` beside the first star file where not given."""
+
+
 class CostSettings(Settings):
     """What a core-hour costs, for the extrapolation of ``--sample`` and ``--dry-run``."""
 
@@ -77,7 +84,7 @@ class RunConfig(Settings):
     score: ScoreSettings = ScoreSettings()
     training: TrainingSection = TrainingSection()
     gravity: GravitySettings = GravitySettings()
-    vertical: VerticalSettings | None = None
+    vertical: VerticalSection | None = None
     places: PlacesSettings = PlacesSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -92,6 +99,8 @@ class RunConfig(Settings):
             raise ValueError("catalog.files: leave it empty when [mock] generates the files")
         if self.mock is None and not self.catalog.files:
             raise ValueError("catalog.files: no input; name files or add a [mock] section")
+        if "vertical" not in self.methods and self.catalog.ball is None:
+            raise ValueError("catalog.ball: needed by flow, score and moments; set catalog.ball.radius_kpc")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError("methods: each inversion may be named once")
         return self

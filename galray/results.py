@@ -100,11 +100,13 @@ class Places:
         radius: float,
         reach: Any,
     ) -> None:
+        from galray.gravity import Region  # torch: not needed by whoever only reads a configuration
+
         self.settings = settings
         self.frame = frame
-        self.center = np.asarray(center, dtype=float)
+        self.region = Region((float(center[0]), float(center[1]), float(center[2])), float(radius))
         self.radius = float(radius)
-        self.reach = np.asarray(reach, dtype=float)
+        self.reach = (float(reach[0]), float(reach[1]), float(reach[2]))
         self._positions: list[np.ndarray] = []
         self.quantities: list[Quantity] = []
         self._tables()
@@ -113,6 +115,11 @@ class Places:
         self._map()
         self.x = np.array(self._positions)
         """All positions, shape (N, 3), kpc."""
+
+    @property
+    def density_rows(self) -> np.ndarray:
+        """Rows of the positions around which the ball holds the whole density kernel."""
+        return np.flatnonzero([self.holds(x, density=True) for x in self.x])
 
     @property
     def num_values(self) -> int:
@@ -128,17 +135,11 @@ class Places:
 
     def holds(self, x: np.ndarray, *, density: bool) -> bool:
         """Whether the ball holds a position, and with `density` the kernel's whole reach around it."""
-        offset = np.abs(x - self.center) + (self.reach if density else 0.0)
-        return bool(np.linalg.norm(offset) <= self.radius) if not density else self._holds_ellipsoid(x)
-
-    def _holds_ellipsoid(self, x: np.ndarray) -> bool:
-        """The farthest point of an ellipsoid from the ball's centre, to a lattice of directions."""
-        steps = np.linspace(-1, 1, 21)
-        phi = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        s = np.sqrt(1 - steps**2)[:, None]
-        directions = np.stack(np.broadcast_arrays(s * np.cos(phi), s * np.sin(phi), steps[:, None]), -1)
-        surface = x + directions * self.reach
-        return bool((np.linalg.norm(surface - self.center, axis=-1) <= self.radius).all())
+        if density:
+            # A hair of room, so that a field that checks the same condition in another way agrees.
+            reach = tuple(1.001 * half for half in self.reach)
+            return bool(self.region.contains_kernel(x, (reach[0], reach[1], reach[2])))
+        return bool(self.region.contains(x))
 
     def values(self, acceleration: np.ndarray, density: np.ndarray, baryons: np.ndarray) -> np.ndarray:
         """All quantities of a field.

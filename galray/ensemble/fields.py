@@ -18,11 +18,11 @@ __all__ = ["FieldEnsemble"]
 class FieldEnsemble:
     """Fields with the tag of what was varied; differentiate inside a member, combine after.
 
-    The value of a method is the mean over its full-sample members, the value of the ensemble the weighted mean
-    over methods, with the weights of the run's headline quantity.
+    The value of a method is the mean over its full-sample members, the value of the ensemble the weighted
+    mean over methods, with the weights of the run's headline quantity.
 
     Arguments:
-        fields: For each method, pairs of what was varied (``base``, ``seed``, ``bootstrap``, ``draw``) and a field.
+        fields: For each method, pairs of what was varied (``base``, ``seed``, …) and a field.
         weights: Weight of each method; equal where absent.
     """
 

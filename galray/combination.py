@@ -1,0 +1,326 @@
+"""Members to values with an error budget, methods to one value, values to the tables of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from galray import gravity, summary
+from galray.catalog import ShardStore
+from galray.config import RunConfig
+from galray.ensemble import Estimate, MemberSpec, MemberStore, combine_family, combine_methods
+from galray.errors import GalrayError
+from galray.frame import cylindrical
+from galray.measurement import load_evaluation, places_of
+from galray.results import HEADLINE, Places
+from galray.rundir import RunDirectory, read_json
+from galray.seeds import seed_sequence
+from galray.units import MSUN_PC3
+
+__all__ = ["account", "combine_run", "moments_summary", "sample_stars"]
+
+NUM_BARYON_DRAWS = 32
+NUM_REPORT_STARS = 50_000
+
+
+@dataclass
+class MethodResult:
+    """What one inversion gives: its estimate, and the evaluations of its full-sample members."""
+
+    estimate: Estimate
+    evaluations: list[dict[str, np.ndarray]]
+
+
+def combine_run(
+    config: RunConfig, folder: Path, store: ShardStore, specs: Sequence[MemberSpec]
+) -> dict[str, Any]:
+    """Combine the members of a run and write ``results/``.
+
+    Arguments:
+        config: The run's configuration.
+        folder: The run directory.
+        store: Its shards.
+        specs: Its design.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        GalrayError: No method has a finished base member.
+    """
+    places = places_of(config, store)
+    kernel = gravity.Kernel.from_settings(config.gravity.kernel)
+    truth = read_json(folder / "truth.json") if config.mock is not None else None
+    baryons = gravity.build(config.gravity.baryons, truth["baryons"] if truth else None)
+    x = torch.from_numpy(places.x)
+    subtracted = np.asarray(baryons.smoothed_density(x, kernel))
+    methods = collect(config, folder, specs, places, subtracted)
+
+    groups = [q.name for q in places.quantities]
+    estimates = {name: method.estimate for name, method in methods.items()}
+    estimates["combined"] = combine_methods(
+        list(estimates.values()), groups=groups, settings=config.ensemble.budget
+    )
+    # What is subtracted is the same for all methods, so its error is added once, after combining.
+    draws = [
+        np.asarray(baryons.draw([config.seed, i]).smoothed_density(x, kernel))
+        for i in range(NUM_BARYON_DRAWS)
+    ]
+    shifts = np.array([places.values(np.zeros_like(places.x), 0 * d, d - subtracted) for d in draws])
+    spread = np.cov(shifts, rowvar=False)
+    if np.nanmax(np.abs(spread)) > 0:
+        estimates = {name: e.with_term("baryons", spread, NUM_BARYON_DRAWS) for name, e in estimates.items()}
+    true = summary.truth_values(truth, places, kernel) if truth else None
+
+    results = folder / "results"
+    results.mkdir(exist_ok=True)
+    maps = {name: map_values(places, method.evaluations) for name, method in methods.items()}
+    summary.write_tables(results, places, estimates, true, maps)
+    sample_stars(store, config.seed, results / "stars.parquet")
+
+    members = member_rows(folder)
+    record = read_json(folder / "provenance.json")
+    stages = RunDirectory(config).stage_seconds()
+    combined = estimates["combined"]
+    record_of_moments = RunDirectory(config).outcome("moments") or {}
+    warnings = []
+    for name, estimate in estimates.items():
+        warnings += [f"{name}: {member} was left out: {why}" for member, why in estimate.excluded.items()]
+    warnings += [
+        f"member {m['index']:03d} ({m['family']}) failed" for m in members if m["status"] == "failed"
+    ]
+    weights = combined.weights
+    content: dict[str, Any] = {
+        "run": {
+            "name": config.name,
+            "description": config.description,
+            "created": record["created"],
+            "seconds": round(sum(stages.values()), 1),
+            "stage_seconds": stages,
+            "seed": config.seed,
+            "config_hash": config.hash,
+            "galray": record["galray"],
+            "git": record["git"],
+        },
+        "headline": summary.headline(places, estimates, true, kernel),
+        "quantities": summary.quantity_rows(places, estimates, true),
+        "budget": summary.budget_rows(places, estimates),
+        "catalog": account(store),
+        "equilibrium": verdict(places, estimates, record_of_moments),
+        "checks": member_checks(folder, members),
+        "members": members,
+        "weights": {}
+        if weights is None
+        else dict(zip(combined.methods, weights[:, places.index(HEADLINE)].tolist(), strict=True)),
+        "warnings": warnings,
+    }
+    summary.write_summary(results, content)
+    return content
+
+
+def collect(
+    config: RunConfig, folder: Path, specs: Sequence[MemberSpec], places: Places, baryons: np.ndarray
+) -> dict[str, MethodResult]:
+    """The estimate of each method from its finished members."""
+    groups = [q.name for q in places.quantities]
+    budget = config.ensemble.budget
+    members = MemberStore(folder / "members")
+    found: dict[str, MethodResult] = {}
+
+    def values_of(arrays: dict[str, np.ndarray]) -> np.ndarray:
+        return places.values(arrays["acceleration"], arrays["density"], baryons)
+
+    for family in ("flow", "score"):
+        mine = [s for s in specs if s.family == family and (members.path(s) / "result.json").is_file()]
+        if mine:
+            evaluations = [load_evaluation(members.path(s) / "evaluation.safetensors") for s in mine]
+            values = np.array([values_of(e) for e in evaluations])
+            estimate = combine_family(mine, values, groups=groups, settings=budget)
+            whole = [e for s, e in zip(mine, evaluations, strict=True) if not s.bootstrap and not s.draw]
+            found[family] = MethodResult(estimate, whole)
+    mine = [s for s in specs if s.family == "moments"]
+    if mine:
+        source = folder / "fields" / "moments"
+        evaluations = [load_evaluation(source / f"{s.varied}-{s.draw}.safetensors") for s in mine]
+        paths = sorted(source.glob("jackknife-*.safetensors"))
+        replicas = np.array([values_of(load_evaluation(path)) for path in paths])
+        spread = replicas - replicas.mean(0)
+        estimate = combine_family(
+            mine,
+            np.array([values_of(e) for e in evaluations]),
+            groups=groups,
+            jackknife=(len(replicas) - 1) / len(replicas) * spread.T @ spread,
+            jackknife_blocks=len(replicas),
+            settings=budget,
+        )
+        found["moments"] = MethodResult(estimate, evaluations[:1])
+    if not found:
+        raise GalrayError(f"{folder}: no method has a result", "look at members/*/error.txt")
+    return found
+
+
+def map_values(places: Places, evaluations: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """a_R, a_z in (km/s)²/kpc and ρ in Msun/pc³ at the map's positions, members averaged."""
+    rows = list(places.map_rows)
+    acceleration = np.mean([e["acceleration"][rows] for e in evaluations], axis=0)
+    c = cylindrical(places.x[rows])
+    outward = np.stack([-np.cos(c[:, 1]), np.sin(c[:, 1])], -1)
+    return {
+        "a_R": (acceleration[:, :2] * outward).sum(-1),
+        "a_z": acceleration[:, 2],
+        "rho": np.mean([e["density"][rows] for e in evaluations], axis=0) / MSUN_PC3,
+    }
+
+
+def verdict(places: Places, estimates: dict[str, Estimate], moments: dict[str, Any]) -> dict[str, Any]:
+    """Is the sample in equilibrium, and do the inversions agree? Numbers, a level and a sentence.
+
+    Arguments:
+        places: Where the run measured.
+        estimates: Of every method and combined.
+        moments: Outcome of the moments stage: ``chi2``, ``num_moments``, ``effective_dof``; or empty.
+    """
+    table = [i for i, q in enumerate(places.quantities) if q.profile is None]
+
+    def rows(*names: str) -> list[int]:
+        return [i for i in table if places.quantities[i].name in names]
+
+    def chi2(values: np.ndarray, covariance: np.ndarray) -> gravity.Agreement:
+        return gravity.agreement(values, np.zeros_like(values), covariance, np.zeros_like(covariance))
+
+    combined = estimates["combined"]
+    over = None
+    if moments:
+        dof = round(moments["num_moments"] - moments["effective_dof"])
+        over = gravity.Agreement(moments["chi2"], dof, float(stats.chi2.sf(moments["chi2"], dof)))
+    a_phi, a_r = rows("a_phi"), rows("a_R")
+    along = chi2(combined.value[a_phi], combined.covariance[np.ix_(a_phi, a_phi)])
+    scale = np.abs(combined.value[a_r]).mean()
+    azimuthal = {"ratio": float(combined.value[a_phi].mean() / scale), "p_value": along.p_value}
+
+    a_z = {places.quantities[i].position: i for i in rows("a_z")}
+    pairs = [(i, a_z[(x, y, -z)]) for (x, y, z), i in a_z.items() if z > 0 and (x, y, -z) in a_z]
+    both = np.zeros((len(pairs), len(places.quantities)))
+    for k, (north, south) in enumerate(pairs):
+        both[k, [north, south]] = 1.0
+    total = both @ combined.value
+    size = np.abs(combined.value[[i for pair in pairs for i in pair]]).mean()
+    asymmetry = {
+        "relative": float(np.sqrt((total**2).mean()) / (2 * size)),
+        "p_value": chi2(total, both @ combined.covariance @ both.T).p_value,
+    }
+    agreements = {}
+    names = [name for name in estimates if name != "combined"]
+    compared = rows("a_R", "a_z")
+    for k, first in enumerate(names):
+        for second in names[k + 1 :]:
+            one, other = estimates[first], estimates[second]
+            agreements[f"{first} and {second}"] = gravity.agreement(
+                one.value[compared],
+                other.value[compared],
+                one.covariance[np.ix_(compared, compared)],
+                other.covariance[np.ix_(compared, compared)],
+            )
+    found = gravity.verdict(
+        overidentification=over, azimuthal=azimuthal, asymmetry=asymmetry, agreements=agreements
+    )
+    return found.to_dict()
+
+
+def account(store: ShardStore) -> dict[str, Any]:
+    """The fate of every row of the input."""
+    fate = dict(store.row_account)
+    rows_in = fate.pop("rows_in")
+    return {"rows_in": rows_in, "kept": fate["kept"], "fate": fate, "hash": store.hash}
+
+
+def member_rows(folder: Path) -> list[dict[str, Any]]:
+    """What became of every member of the networks."""
+    rows = []
+    for member in sorted((folder / "members").glob("[0-9][0-9][0-9]*")):
+        if not (member / "spec.json").is_file():
+            continue
+        spec = read_json(member / "spec.json")
+        done = (member / "result.json").is_file()
+        outcome = read_json(member / "result.json") if done else {}
+        rows.append(
+            {key: spec[key] for key in ("index", "family", "seed", "bootstrap", "draw")}
+            | {
+                "status": "finished" if done else "failed",
+                "best": outcome.get("result", {}).get("best"),
+                "seconds": outcome.get("seconds"),
+            }
+        )
+    return rows
+
+
+def member_checks(folder: Path, members: list[dict[str, Any]]) -> dict[str, Any]:
+    """The checks without truth of each family's base member."""
+    checks: dict[str, Any] = {}
+    for row in members:
+        path = folder / "members" / f"{row['index']:03d}" / "checks.json"
+        if row["family"] not in checks and path.is_file():
+            checks[row["family"]] = read_json(path)
+    return checks
+
+
+def sample_stars(store: ShardStore, seed: int, path: Path) -> None:
+    """Write a random part of the stars for the report's maps: Galactic l, b (deg), kpc and km/s, G (mag)."""
+    import polars as pl
+
+    w = store.states(dtype=np.float64)
+    rows = np.random.default_rng(seed_sequence(seed, "report")).permutation(len(w))[:NUM_REPORT_STARS]
+    rows = np.sort(rows)
+    w = w[rows]
+    c = cylindrical(w)
+    offset = w[:, :3] - np.array(store.frame.sun_position)
+    columns = {
+        "l": np.degrees(np.arctan2(offset[:, 1], offset[:, 0])) % 360,
+        "b": np.degrees(np.arctan2(offset[:, 2], np.hypot(offset[:, 0], offset[:, 1]))),
+        **dict(zip(("x", "y", "z"), w[:, :3].T, strict=True)),
+        "R": c[:, 0],
+        **dict(zip(("vR", "vphi", "vz"), c[:, 3:].T, strict=True)),
+    }
+    frame = pl.DataFrame(columns)
+    if "phot_g_mean_mag" in store.columns:
+        magnitudes = store.table(["phot_g_mean_mag"])["phot_g_mean_mag"]
+        frame = frame.with_columns(magnitudes.gather(rows).alias("G"))
+    frame.cast(pl.Float32).write_parquet(path)
+
+
+def moments_summary(store: ShardStore) -> dict[str, Any]:
+    """The weak-form moments on a store alone, with default settings and no baryons subtracted."""
+    from galray.ensemble import EnsembleSettings, FamilyDesign, design
+    from galray.measurement import evaluate, measure_moments
+    from galray.results import PlacesSettings
+
+    settings = gravity.GravitySettings()
+    kernel = gravity.Kernel.from_settings(settings.kernel)
+    assert store.ball is not None
+    places = Places(PlacesSettings(), store.frame, store.ball.center, store.ball.radius, kernel.reach)
+    field, replicas = measure_moments(store, settings.moments)
+    nothing = np.zeros(len(places.x))
+
+    def values_of(one: Any) -> np.ndarray:
+        arrays = evaluate(one, places, kernel)
+        return places.values(arrays["acceleration"], arrays["density"], nothing)
+
+    spread = np.array([values_of(field.with_parameters(replica)) for replica in replicas])
+    spread -= spread.mean(0)
+    none = FamilyDesign(seeds=0)
+    specs = design(EnsembleSettings(flow=none, score=none, moments=FamilyDesign(seeds=1)), 0)
+    estimate = combine_family(
+        specs,
+        values_of(field)[None],
+        groups=[q.name for q in places.quantities],
+        jackknife=(len(replicas) - 1) / len(replicas) * spread.T @ spread,
+        jackknife_blocks=len(replicas),
+    )
+    rows = summary.quantity_rows(places, {"moments": estimate}, None)
+    return {"quantities": [row for row in rows if not row["name"].startswith("rho_dm")]}

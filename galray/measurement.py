@@ -1,0 +1,200 @@
+"""What one member of an ensemble does: stars in, a trained model, a field, and its values at the places.
+
+`run_member` is called in a process of its own by the ensemble engine; everything it needs comes from the
+run directory and its context, everything it leaves lies in its folder.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from galray.catalog import ShardStore
+from galray.config import RunConfig
+from galray.ensemble import bootstrap_indices, report_progress, split_indices
+from galray.errors import GalrayError
+from galray.gravity import (
+    Kernel,
+    Moments,
+    MomentsSettings,
+    SplineField,
+    fit_potential,
+    save_field,
+    smoothed_density,
+)
+from galray.phasespace import Ball, build_model, run_checks, save_model
+from galray.provenance import write_atomic
+from galray.results import Places
+
+__all__ = ["evaluate", "load_evaluation", "measure_moments", "places_of", "run_member"]
+
+
+def places_of(config: RunConfig, store: ShardStore) -> Places:
+    """The places of a run: the same in every process, from its configuration and its store."""
+    kernel = Kernel.from_settings(config.gravity.kernel)
+    return Places(config.places, store.frame, store.ball.center, store.ball.radius, kernel.reach)
+
+
+def member_states(store: ShardStore, spec: dict[str, Any]) -> np.ndarray:
+    """The catalogue as a member sees it: as measured, or redrawn from its errors. Shape (N, 6), float32."""
+    if spec["draw"]:
+        return store.draw_states(spec["streams"]["draw"]).astype(np.float32)
+    return store.states(dtype=np.float32)
+
+
+def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> dict[str, Any]:
+    """Train one model, turn it into gravity, evaluate it; leaves everything in `folder`.
+
+    Arguments:
+        spec: The member: ``family`` (``flow`` or ``score``), ``seed``, ``bootstrap``, ``draw``.
+        folder: Where to write the model, the field, the curve, the checks and the evaluation.
+        context: ``config`` (JSON of the run configuration), ``store`` (path).
+
+    Returns:
+        Figures of the member for its result: best held-out loss, epochs, seconds of each step.
+    """
+    from galray import training
+
+    config = RunConfig.model_validate(context["config"])
+    store = ShardStore(context["store"])
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    family = spec["family"]
+    settings = getattr(config.training, family)
+    model_settings = getattr(config, family)
+    begin = time.perf_counter()
+
+    states = member_states(store, spec)
+    train_rows, validation_rows = split_indices(
+        len(states), settings.validation_fraction, spec["streams"]["split"]
+    )
+    if spec["bootstrap"]:
+        # Training and validation are split first: a star drawn twice never stands on both sides.
+        train_rows = train_rows[bootstrap_indices(len(train_rows), spec["streams"]["bootstrap"])]
+    train, validation = (torch.from_numpy(states[np.sort(rows)]) for rows in (train_rows, validation_rows))
+    seed = spec["streams"]["training"]
+
+    ball = Ball(tuple(store.ball.center), store.ball.radius)
+    model = build_model(family, model_settings, ball, train, seed=seed)
+    curve: list[dict[str, Any]] = []
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        curve.append(row)
+        write_atomic(target / "curve.json", curve)
+        report_progress(folder, 0.9 * row["epoch"] / settings.epochs, f"{family} epoch {row['epoch']}")
+
+    result = training.fit(
+        model,
+        training.objective(family, model_settings),
+        train,
+        validation,
+        settings,
+        seed=seed,
+        checkpoint_dir=target / "checkpoint",
+        on_epoch=on_epoch,
+    )
+    write_atomic(target / "curve.json", result.curve)
+    save_model(model, target / "model")
+    trained = time.perf_counter()
+
+    field = field_of_model(model, train, config, seed)
+    save_field(field, target / "field")
+    inverted = time.perf_counter()
+
+    kernel = Kernel.from_settings(config.gravity.kernel)
+    kernel = Kernel.from_settings(config.gravity.kernel)
+    evaluate(field, places_of(config, store), kernel, target / "evaluation.safetensors")
+    checks = run_checks(model, validation.double(), seed=seed)
+    write_atomic(target / "checks.json", checks)
+    return {
+        "best": result.best,
+        "epochs": result.epochs,
+        "stars_per_second": result.stars_per_second,
+        "train_seconds": trained - begin,
+        "gravity_seconds": inverted - trained,
+        "evaluate_seconds": time.perf_counter() - inverted,
+    }
+
+
+def field_of_model(model: Any, w: Tensor, config: RunConfig, seed: int) -> Any:
+    """Φ fitted to the model's score over the stars."""
+    return fit_potential(model, w, config.gravity.potential, seed=seed % 2**32)
+
+
+def evaluate(
+    field: Any, places: Places, config: RunConfig, path: Path | None = None
+) -> dict[str, np.ndarray]:
+    """A and the smoothed ρ of a field at the places; ρ is NaN where the kernel leaves the ball.
+
+    Returns:
+        ``acceleration`` (N, 3) in (km/s)²/kpc and ``density`` (N,) in Msun/kpc³, float64.
+    """
+    from safetensors.numpy import save
+
+    acceleration = np.asarray(field.acceleration(torch.from_numpy(places.x)).detach())
+    density = np.full(len(places.x), np.nan)
+    inside = places.density_rows
+    density[inside] = np.asarray(smoothed_density(field, torch.from_numpy(places.x[inside]), kernel).detach())
+    if not (np.isfinite(acceleration).all() and np.isfinite(density[inside]).all()):
+        raise GalrayError(
+            "the field is not finite at every place", "lower the learning rate, or look at the training curve"
+        )
+    arrays = {"acceleration": np.ascontiguousarray(acceleration), "density": density}
+    if path is not None:
+        write_atomic(path, save(arrays))
+    return arrays
+
+
+def load_evaluation(path: Path) -> dict[str, np.ndarray]:
+    """What `evaluate` wrote."""
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def shard_sums(task: tuple[str, int, int | None, dict[str, Any]]) -> list[Any]:
+    """Moment sums of one shard, one `MomentSums` per jackknife block in it.
+
+    Arguments:
+        task: Path of the store, number of the shard, seed of the redraw (None: as measured), and the
+            run configuration as JSON.
+    """
+    path, shard, draw_seed, settings = task
+    store = ShardStore(path)
+    if draw_seed is None:
+        w = store.states([shard], dtype=np.float64)
+    else:
+        w = store.draw_states(draw_seed, [shard])
+    moments = Moments(MomentsSettings.model_validate(settings), store.ball)
+    return [moments.sums(w)]
+
+
+def measure_moments(
+    store: ShardStore, settings: MomentsSettings, draw_seed: int | None = None, progress: Any = None
+) -> tuple[SplineField, np.ndarray]:
+    """The weak-form inversion of a whole store: one pass over its shards, one linear solve.
+
+    Each shard is a block of the jackknife: stars are dealt to shards by a hash, so that the blocks are
+    random parts of the sample.
+
+    Arguments:
+        store: The shards.
+        settings: Splines, test functions, penalty.
+        draw_seed: Redraw every star from its errors first.
+        progress: Called with (done, all) after every shard.
+
+    Returns:
+        The field, and the coefficients of the leave-one-out solutions, shape (shards, splines).
+    """
+    from galray.cluster import stream_shards
+
+    tasks = [
+        (str(store.path), i, draw_seed, settings.model_dump(mode="json")) for i in range(len(store.shards))
+    ]
+    sums = [block for blocks in stream_shards(shard_sums, tasks, progress=progress) for block in blocks]
+    return Moments(settings, store.ball).jackknife(sums)

@@ -1,0 +1,537 @@
+"""The whole chain, stage by stage: mock → catalogue → members → moments → measure → report.
+
+Each stage records the hash of its inputs and is skipped when they have not changed; `Pipeline.run` on a
+killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from galray import __version__
+from galray.config import RunConfig, load_config
+from galray.console import Advance, Console
+from galray.errors import GalrayError
+from galray.provenance import content_hash, provenance, write_atomic
+from galray.rundir import RunDirectory, read_json
+from galray.seeds import seed_for
+
+if TYPE_CHECKING:
+    from galray.catalog import ShardStore
+    from galray.ensemble import EnsembleSettings, FieldEnsemble, MemberOutcome, MemberSpec
+    from galray.tracking import Tracker
+
+__all__ = ["Pipeline", "Run", "load_run", "measure_store", "run"]
+
+Until = Literal["mock", "catalog", "members", "measure", "report"]
+
+
+class Run:
+    """A run directory, to look at.
+
+    Arguments:
+        folder: The run directory.
+
+    Raises:
+        GalrayError: It is not one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).resolve()
+        if not (self.folder / "config.toml").is_file():
+            raise GalrayError(
+                f"{folder}: not a run directory (no config.toml)", "name a folder that `galray run` made"
+            )
+        self.config = load_config(self.folder / "config.toml")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the run, as ``results/summary.json`` holds them."""
+        return read_json(self.folder / "results" / "summary.json")
+
+    @property
+    def headline(self) -> dict[str, Any]:
+        """The one number: ρ_DM, its error, unit and place."""
+        return self.summary["headline"]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, hashes, seed, machine."""
+        return read_json(self.folder / "provenance.json")
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall time of every finished stage."""
+        return RunDirectory(self.config.model_copy(update=self._place())).stage_seconds()
+
+    def _place(self) -> dict[str, str]:
+        """Where the run lies now, which need not be where it was made."""
+        return {"name": self.folder.name, "output": str(self.folder.parent)}
+
+    @property
+    def catalog(self) -> ShardStore:
+        """The run's shard store."""
+        from galray.catalog import ShardStore
+
+        return ShardStore(self.folder / "shards")
+
+    @property
+    def field(self) -> FieldEnsemble:
+        """The measured gravity of all inversions and members together.
+
+        ``run.field.acceleration([[-8.12, 0, 1]])`` gives (km/s)²/kpc.
+        """
+        from galray.ensemble import FieldEnsemble
+
+        return FieldEnsemble.from_run(self.folder)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a finished or unfinished run directory."""
+    return Run(folder)
+
+
+def run(
+    config: str | Path | RunConfig, *, quiet: bool = False, overwrite: bool = False, **overrides: Any
+) -> Run:
+    """Run the whole chain, or what is missing of it.
+
+    Arguments:
+        config: A TOML file, the name of a ready configuration, or a configuration.
+        quiet: Print nothing.
+        overwrite: Discard a run directory of another configuration.
+        overrides: Keys to change, sections joined by two underscores: ``ensemble__num_workers=2``.
+    """
+    if not isinstance(config, RunConfig):
+        import tomli_w
+
+        texts = []
+        for key, value in overrides.items():
+            text = tomli_w.dumps({"value": value}).partition("=")[2].strip()
+            texts.append(f"{key.replace('__', '.')}={text}")
+        config = load_config(config, texts)
+    elif overrides:
+        raise TypeError("overrides go with a file or a name; change a RunConfig by its own model_copy")
+    return Pipeline(config, Console(quiet=quiet), overwrite=overwrite).run()
+
+
+class Pipeline:
+    """Runs a configuration in its run directory.
+
+    Arguments:
+        config: What to run.
+        console: Where progress is printed.
+        overwrite: Discard a run directory of another configuration.
+    """
+
+    def __init__(self, config: RunConfig, console: Console | None = None, *, overwrite: bool = False) -> None:
+        self.config = config
+        self.console = console or Console(quiet=True)
+        self.directory = RunDirectory(config, overwrite=overwrite)
+        self.folder = self.directory.path
+        self.tracker: Tracker | None = None
+        self._stack: ExitStack | None = None
+
+    def run(self, until: Until = "report") -> Run:
+        """Do every stage up to `until` that is not done yet, as one tracked run."""
+        with self.session(), self._tracked():
+            if self.config.mock is not None:
+                self.run_mock()
+            if until == "mock":
+                return Run(self.folder)
+            store = self.run_catalog()
+            if until == "catalog":
+                return Run(self.folder)
+            if "vertical" in self.config.methods:
+                self.run_vertical(store)
+            else:
+                self.run_members(store)
+                if until == "members":
+                    return Run(self.folder)
+                self.run_moments(store)
+                self.run_measure(store)
+            if until == "report":
+                self.run_report()
+            self._record_results()
+        return Run(self.folder)
+
+    def run_base_member(self, family: str) -> Path:
+        """Train the base member of one family and measure its field; the member's folder."""
+        if family not in ("flow", "score"):
+            raise GalrayError(f"'{family}': no family of networks", "train flow or score")
+        with self.session(), self._tracked():
+            if self.config.mock is not None:
+                self.run_mock()
+            store = self.run_catalog()
+            outcomes = self.run_members(store, only=family)
+        return outcomes[0].folder
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Claim and lock the run directory; nested calls share it."""
+        if self._stack is not None:
+            yield
+            return
+        # The configuration and its inputs are looked at before anything is started or written.
+        self._preflight()
+        with ExitStack() as stack, self.directory.locked():
+            self._stack = stack
+            try:
+                self.directory.claim()
+                for quiet in ("ray", "mlflow", "alembic"):
+                    logging.getLogger(quiet).setLevel(logging.ERROR)
+                yield
+            finally:
+                self._stack = None
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """One MLflow run round the stages, which ends FINISHED or FAILED."""
+        from galray.provenance import git_revision
+        from galray.tracking import Tracker
+
+        tags = {
+            "galray.version": __version__,
+            "galray.git": git_revision() or "",
+            "galray.config_hash": self.config.hash,
+            "galray.seed": str(self.config.seed),
+        }
+        parameters = self.config.model_dump(mode="json")
+        with Tracker(self.config.tracking, self.folder, self.config.name, parameters, tags) as tracker:
+            self.tracker = tracker
+            try:
+                yield
+            finally:
+                self.tracker = None
+
+    def _record_results(self) -> None:
+        """The run's numbers, figures, report and configuration into MLflow."""
+        if self.tracker is None:
+            return
+        summary = Run(self.folder).summary
+        top = summary["headline"]
+        numbers = {
+            top["name"]: {
+                key: top[key] for key in ("value", "error", "truth", "pull") if top[key] is not None
+            }
+        }
+        for row in summary["quantities"]:
+            name = f"{row['method']}.{row['name']}.{row['where']}"
+            numbers[name] = {key: row[key] for key in ("value", "error") if row[key] is not None}
+        self.tracker.metrics({_metric_name(name): values for name, values in numbers.items()})
+        self.tracker.metrics({"seconds": self.directory.stage_seconds()})
+        self.tracker.tags({"galray.input_hash": summary["catalog"]["hash"]})
+        for name in ("config.toml", "provenance.json", "results", "figures", "report.html"):
+            if (self.folder / name).exists():
+                self.tracker.artifact(self.folder / name)
+
+    def _preflight(self) -> None:
+        if self.config.mock is None:
+            from galray.catalog import plan
+
+            plan(self.config.catalog)
+
+    def _connect(self) -> bool:
+        """Connect to Ray when a stage first needs it; whether there is a cluster."""
+        from galray.cluster import connect, is_connected
+
+        if not self.config.cluster.enabled:
+            return False
+        if not is_connected() and self._stack is not None:
+            with self.console.stage(
+                "cluster", "starting Ray" if not self.config.cluster.address else "joining Ray"
+            ):
+                self._stack.enter_context(connect(self.config.cluster))
+        return is_connected()
+
+    # Stages ------------------------------------------------------------------------------------------------
+
+    def run_mock(self) -> Path:
+        """Generate the mock galaxy, observe it, write it in Gaia's bulk form with its truth beside."""
+        mock = self.config.mock
+        if mock is None:
+            raise GalrayError(f"{self.config.name}: has no [mock] section", "add one, or use `galray run`")
+        folder = self.folder / "mock"
+        with self.session():
+            inputs = [mock.model_dump(mode="json"), self.config.seed, self.config.catalog.frame.model_dump()]
+            self._stage("mock", f"{mock.galaxy.num_stars:,} stars in Gaia form", inputs, self._make_mock)
+        return folder
+
+    def _make_mock(self, advance: Advance) -> dict[str, Any]:
+        from galray.catalog.writers import write_gaia_source
+        from galray.mocks import MilkyWay
+        from galray.mocks.observe import observe
+
+        mock = self.config.mock
+        assert mock is not None
+        frame = self.config.catalog.frame.build()
+        galaxy = MilkyWay(mock.galaxy, frame)
+        states = galaxy.sample(
+            seed_for(self.config.seed, "mock", "stars"),
+            progress=lambda done, total: advance(0.7 * done / total, f"{done:,} of {total:,} stars"),
+        )
+        observed = observe(states, mock.observe, seed_for(self.config.seed, "mock", "observe"), frame=frame)
+        advance(0.75, "writing GaiaSource files")
+        temporary = self.folder / "mock.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        files = write_gaia_source(observed, temporary, rows_per_file=mock.rows_per_file)
+        shutil.rmtree(self.folder / "mock", ignore_errors=True)
+        temporary.rename(self.folder / "mock")
+        write_atomic(self.folder / "truth.json", galaxy.truth())
+        return {"stars": observed.num_rows, "files": len(files)}
+
+    def run_catalog(self) -> ShardStore:
+        """Turn the star files into shards of 6D stars, every row accounted for."""
+        from galray.catalog import ShardStore, ingest
+
+        settings = self.config.catalog
+        if self.config.mock is not None:
+            settings = settings.model_copy(update={"files": (str(self.folder / "mock"),)})
+        target = self.folder / "shards"
+        with self.session():
+            # `ingest` is idempotent by the checksums of its inputs, which is finer than a stage's record.
+            connected = self._connect()
+            from galray.cluster import resources
+
+            workers = int(resources().num_cpus) if connected else 0
+            done: dict[str, Any] = {}
+
+            def work(advance: Advance) -> dict[str, Any]:
+                def progress(finished: int, total: int, text: str) -> None:
+                    advance(finished / max(total, 1), text)
+
+                store = ingest(
+                    settings, target, num_workers=workers, seed=self.config.seed, progress=progress
+                )
+                done["store"] = store
+                return {"stars": store.num_rows, "hash": store.hash}
+
+            self._stage("catalog", "star files to shards", None, work)
+            store = done.get("store") or ShardStore(target)
+            self._provenance(store)
+        return store
+
+    def _provenance(self, store: ShardStore) -> None:
+        """Written when the inputs are known; a resumed run keeps the record of its first pass."""
+        path = self.folder / "provenance.json"
+        if path.is_file() and read_json(path).get("input_hash") == store.hash:
+            return
+        write_atomic(path, provenance(self.config.hash, store.hash, self.config.seed))
+
+    def _design(self, store: ShardStore) -> list[MemberSpec]:
+        """The members of the run; each family's hash holds all that its members depend on."""
+        from galray.ensemble import FamilyDesign, design
+
+        config = self.config
+        wanted = config.ensemble.model_copy(
+            update={
+                name: FamilyDesign(seeds=0)
+                for name in ("flow", "score", "moments")
+                if name not in config.methods
+            }
+        )
+        common = [
+            store.hash,
+            config.places.model_dump(mode="json"),
+            config.gravity.kernel.model_dump(mode="json"),
+        ]
+        hashes = {
+            name: content_hash(
+                [
+                    *common,
+                    getattr(config, name).model_dump(mode="json"),
+                    getattr(config.training, name).model_dump(mode="json"),
+                    config.gravity.potential.model_dump(mode="json"),
+                ]
+            )
+            for name in ("flow", "score")
+        }
+        hashes["moments"] = content_hash([*common, config.gravity.moments.model_dump(mode="json")])
+        return design(wanted, config.seed, hashes)
+
+    def run_members(self, store: ShardStore, only: str | None = None) -> list[MemberOutcome]:
+        """Train the members of the networks that are missing, side by side.
+
+        Arguments:
+            store: The run's shards.
+            only: Train just the base member of this family.
+        """
+        from galray.ensemble import run_members
+
+        specs = [spec for spec in self._design(store) if spec.family != "moments"]
+        if only is not None:
+            specs = [spec for spec in specs if spec.family == only and spec.varied == "base"]
+            if not specs:
+                raise GalrayError(
+                    f"{only}: the run has no member of this family", f"set ensemble.{only}.seeds = 1"
+                )
+        if not specs:
+            return []
+        with self.session():
+            self._connect()
+            context = {"config": self.config.model_dump(mode="json"), "store": str(store.path)}
+            fractions = dict.fromkeys((spec.id for spec in specs), 0.0)
+            with self.console.stage("members", f"{len(specs)} members") as advance:
+
+                def on_progress(spec: MemberSpec, fraction: float, note: str) -> None:
+                    fractions[spec.id] = fraction
+                    ended = sum(f >= 1 for f in fractions.values())
+                    advance(sum(fractions.values()) / len(specs), f"{ended} of {len(specs)} members; {note}")
+
+                def on_done(spec: MemberSpec, outcome: MemberOutcome) -> None:
+                    on_progress(spec, 1.0, f"{spec.name} {outcome.status}")
+                    if self.tracker is not None:
+                        self.tracker.member(spec, outcome)
+
+                outcomes = run_members(
+                    specs,
+                    "galray.measurement:run_member",
+                    self.folder / "members",
+                    context,
+                    self._member_resources(),
+                    on_done=on_done,
+                    on_progress=on_progress,
+                )
+        for outcome in outcomes:
+            if not outcome.finished:
+                self.console.warn(f"member {outcome.spec.name} failed: {outcome.error}")
+        return outcomes
+
+    def _member_resources(self) -> EnsembleSettings:
+        """A member that is itself a group of Ray Train workers is driven from here, one after another."""
+        training = self.config.training
+        if max(training.flow.workers, training.score.workers) > 1:
+            return self.config.ensemble.model_copy(update={"concurrent": 0})
+        return self.config.ensemble
+
+    def run_moments(self, store: ShardStore) -> None:
+        """The weak-form inversion: the catalogue as measured with its jackknife, then each redraw."""
+        if "moments" not in self.config.methods:
+            return
+        specs = [spec for spec in self._design(store) if spec.family == "moments"]
+        with self.session():
+            self._connect()
+            inputs = [[spec.id for spec in specs], store.hash]
+            self._stage(
+                "moments", f"{len(specs)} passes over the shards", inputs, self._make_moments(store, specs)
+            )
+
+    def _make_moments(self, store: ShardStore, specs: list[MemberSpec]) -> Callable[[Advance], Any]:
+        from galray.gravity import Kernel, save_field
+        from galray.measurement import evaluate, measure_moments, places_of
+
+        def work(advance: Advance) -> dict[str, Any]:
+            places = places_of(self.config, store)
+            kernel = Kernel.from_settings(self.config.gravity.kernel)
+            target = self.folder / "fields" / "moments.tmp"
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            outcome: dict[str, float] = {}
+            for number, spec in enumerate(specs):
+
+                def progress(done: int, total: int, number: int = number, name: str = spec.name) -> None:
+                    advance((number + done / total) / len(specs), name)
+
+                settings = self.config.gravity.moments
+                field, replicas = measure_moments(store, settings, spec.streams["draw"], progress)
+                evaluate(field, places, kernel, target / f"{spec.varied}-{spec.draw}.safetensors")
+                if spec.varied == "base":
+                    save_field(field, target / "field")
+                    outcome = {k: float(v) for k, v in field.statistics.items()}
+                    for i, replica in enumerate(replicas):
+                        evaluate(
+                            field.with_parameters(replica),
+                            places,
+                            kernel,
+                            target / f"jackknife-{i:03d}.safetensors",
+                        )
+            final = target.with_suffix("")
+            shutil.rmtree(final, ignore_errors=True)
+            target.rename(final)
+            return outcome
+
+        return work
+
+    def run_measure(self, store: ShardStore) -> None:
+        """Members to values with an error budget, methods to one value, values to tables."""
+        with self.session():
+            inputs = [
+                sorted(path.read_text() for path in (self.folder / "members").glob("[0-9]*/result.json")),
+                read_json(self.folder / "stages" / "moments.json")["inputs"]
+                if self._has("moments")
+                else None,
+                store.hash,
+                self.config.hash,
+            ]
+            self._stage(
+                "measure", "error budget and tables", inputs, lambda advance: self._make_measure(store)
+            )
+
+    def _has(self, method: str) -> bool:
+        return method in self.config.methods
+
+    def _make_measure(self, store: ShardStore) -> dict[str, Any]:
+        from galray.combination import combine_run
+
+        content = combine_run(self.config, self.folder, store, self._design(store))
+        return {key: content["headline"][key] for key in ("value", "error", "pull")}
+
+    def run_vertical(self, store: ShardStore) -> None:
+        """The vertical inversion of local stars with a known selection."""
+        from galray.local import measure_local
+
+        with self.session():
+            self._stage(
+                "measure",
+                "vertical inversion",
+                [store.hash, self.config.hash],
+                lambda advance: measure_local(self.config, self.folder, store),
+            )
+
+    def run_report(self) -> Path:
+        """Figures and the page."""
+        from galray.report import build
+
+        with self.session():
+            path = self.folder / "report.html"
+            with self.console.stage("report", "figures and one page"):
+                build(self.folder)
+        return path
+
+    def _stage(self, name: str, text: str, inputs: Any, work: Callable[[Advance], Any]) -> bool:
+        """A recorded stage with its progress; `inputs` None always works and only keeps the time."""
+        if inputs is not None and self.directory.is_done(name, inputs):
+            self.console.say(f"  {name:<10} unchanged, skipped")
+            return False
+        with self.console.stage(name, text) as advance:
+            return self.directory.stage(name, inputs, lambda: work(advance))
+
+
+def _metric_name(text: str) -> str:
+    """A name that MLflow takes: letters, digits, and a few signs."""
+    words = text.replace("<", "lt").replace("|", "").replace("+", "p").replace("=", "")
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in words)
+
+
+def measure_store(store_path: Path) -> dict[str, Any]:
+    """Moments on a shard store alone: a(x) and ρ(x) at the default places, no training and no run directory.
+
+    Arguments:
+        store_path: A shard store.
+
+    Returns:
+        A summary with the quantities, as `galray gravity STORE` prints it.
+    """
+    from galray.catalog import ShardStore
+    from galray.combination import moments_summary
+
+    store = ShardStore(store_path)
+    if store.ball is None:
+        raise GalrayError(f"{store_path}: was not cut at a ball", "ingest with catalog.ball.radius_kpc set")
+    return moments_summary(store)

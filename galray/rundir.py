@@ -1,0 +1,161 @@
+"""A run directory: claimed by one configuration, used by one process at a time, resumable stage by stage."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from galray.config import RunConfig, to_toml
+from galray.errors import GalrayError
+from galray.provenance import content_hash, now, write_atomic
+
+__all__ = ["RunDirectory", "read_json"]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        GalrayError: It is absent or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GalrayError(f"{path}: absent", "run `galray run` until this stage is done") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise GalrayError(
+            f"{path}: not JSON: {error}", "delete it and run again: the stage is repeated"
+        ) from None
+
+
+class RunDirectory:
+    """Where one run lives.
+
+    Arguments:
+        config: The run's configuration.
+        overwrite: Discard what another configuration left there.
+    """
+
+    def __init__(self, config: RunConfig, *, overwrite: bool = False) -> None:
+        self.config = config
+        self.path = config.run_dir.resolve()
+        self.overwrite = overwrite
+
+    def claim(self) -> None:
+        """Create the directory, or go on in it if this configuration made it.
+
+        Raises:
+            GalrayError: It belongs to another configuration, is not a run directory, or cannot be written.
+        """
+        stamp = self.path / "config_hash"
+        if self.path.exists() and not self.path.is_dir():
+            raise GalrayError(f"{self.path}: is a file", "choose another name or output")
+        if stamp.is_file():
+            found = stamp.read_text().strip()
+            if found != self.config.hash:
+                if not self.overwrite:
+                    raise GalrayError(
+                        f"{self.path}: belongs to another configuration ({found}, this one is {self.config.hash})",
+                        "choose another name with --set name=…, or discard it with --overwrite",
+                    )
+                self._discard()
+        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise GalrayError(
+                f"{self.path}: is neither empty nor a run directory", "choose another name or output"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path / "config.toml", to_toml(self.config))
+            write_atomic(stamp, self.config.hash + "\n")
+        except OSError as error:
+            raise GalrayError(
+                f"{self.path}: cannot be written: {error.strerror}",
+                "choose an output folder that you may write",
+            ) from None
+
+    def _discard(self) -> None:
+        """Delete what the other run left: only what a run writes, never a folder that looks foreign."""
+        for child in self.path.iterdir():
+            if child.name != ".lock":
+                shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out while this one works; the lock goes with the process, however it ends.
+
+        Raises:
+            GalrayError: Another process works here.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stream = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise GalrayError(
+                f"{self.path}: cannot be written: {error.strerror}",
+                "choose an output folder that you may write",
+            ) from None
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                holder = stream.read().strip() or "unknown"
+                raise GalrayError(
+                    f"{self.path}: another run works here (process {holder})",
+                    "wait for it, or choose another name",
+                ) from None
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+            yield
+
+    def is_done(self, name: str, inputs: Any) -> bool:
+        """Whether the stage's record says that the same inputs were worked on to the end."""
+        record = self._record(name)
+        return record.is_file() and read_json(record).get("inputs") == content_hash(inputs)
+
+    def outcome(self, name: str) -> Any:
+        """What a finished stage returned; None where it was not done."""
+        record = self._record(name)
+        return read_json(record)["outcome"] if record.is_file() else None
+
+    def stage(self, name: str, inputs: Any, work: Callable[[], Any]) -> bool:
+        """Do a stage unless it `is_done`.
+
+        Arguments:
+            name: Name of the stage.
+            inputs: Whatever its result depends on, as JSON; its hash decides. None: always do it.
+            work: Does it; may return JSON that is kept in the record.
+
+        Returns:
+            Whether it was done now (False: skipped).
+        """
+        if inputs is not None and self.is_done(name, inputs):
+            return False
+        record = self._record(name)
+        before = read_json(record)["seconds"] if record.is_file() else 0.0
+        record.unlink(missing_ok=True)
+        begin = time.perf_counter()
+        outcome = work()
+        record.parent.mkdir(exist_ok=True)
+        seconds = round(time.perf_counter() - begin, 2)
+        if inputs is None:
+            seconds = max(seconds, before)  # a repeat that finds everything done must not hide what it took
+        content = {"inputs": content_hash(inputs), "seconds": seconds, "finished": now(), "outcome": outcome}
+        write_atomic(record, content)
+        return True
+
+    def _record(self, name: str) -> Path:
+        return self.path / "stages" / f"{name}.json"
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall time of every finished stage, in the order in which they finished."""
+        records = [(read_json(path), path.stem) for path in (self.path / "stages").glob("*.json")]
+        return {name: record["seconds"] for record, name in sorted(records, key=lambda r: r[0]["finished"])}

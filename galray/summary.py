@@ -1,0 +1,178 @@
+"""From the members' values to the tables of a run: summary.json, profiles, maps, the error budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from galray.ensemble import Estimate
+from galray.provenance import write_atomic
+from galray.results import HEADLINE, Places, Quantity
+from galray.units import GEV_PER_CM3
+
+__all__ = ["headline", "quantity_rows", "truth_values", "write_summary", "write_tables"]
+
+
+def truth_values(truth: Mapping[str, Any], places: Places, kernel: Any) -> np.ndarray:
+    """The exact values of every quantity, densities smoothed with the run's own kernel.
+
+    Arguments:
+        truth: The mock's ``truth.json``.
+        places: Where the run measures.
+        kernel: The density kernel.
+    """
+    import torch
+
+    from galray import potentials
+    from galray.gravity import smooth
+
+    x = torch.from_numpy(places.x)
+    total = potentials.from_dict(truth["potential"])
+    baryons = potentials.from_dict(truth["baryons"])
+    acceleration = np.asarray(total.acceleration(x))
+    density = np.asarray(smooth(total.mass_density, x, kernel))
+    return places.values(acceleration, density, np.asarray(smooth(baryons.mass_density, x, kernel)))
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def quantity_rows(
+    places: Places, estimates: Mapping[str, Estimate], truth: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Tabulated quantities (not the profiles) of every method, as summary.json holds them."""
+    rows = []
+    for i, quantity in enumerate(places.quantities):
+        if quantity.profile is not None:
+            continue
+        for method, estimate in estimates.items():
+            if np.isfinite(estimate.value[i]):
+                rows.append(_row(quantity, method, estimate, i, truth))
+    return rows
+
+
+def _row(q: Quantity, method: str, estimate: Estimate, i: int, truth: np.ndarray | None) -> dict[str, Any]:
+    value, error = float(estimate.value[i]), float(estimate.error[i])
+    true = None if truth is None else float(truth[i])
+    return {
+        "name": q.name,
+        "label": q.label,
+        "where": q.where,
+        "x": list(q.position) if q.position else None,
+        "method": method,
+        "value": value,
+        "error": _number(error),
+        "truth": true,
+        "pull": None if true is None or not error > 0 else (value - true) / error,
+        "unit": q.unit,
+    }
+
+
+def headline(
+    places: Places, estimates: Mapping[str, Estimate], truth: np.ndarray | None, kernel: Any
+) -> dict[str, Any]:
+    """The run's one number, in both units, with the terms of its error."""
+    i = places.index(HEADLINE)
+    estimate = estimates["combined"]
+    row = _row(places.quantities[i], "combined", estimate, i, truth)
+    return {
+        "name": HEADLINE,
+        "label": "Local dark matter density",
+        "value": row["value"],
+        "error": row["error"],
+        "unit": "Msun/pc3",
+        "value_gev": row["value"] * GEV_PER_CM3,
+        "error_gev": row["error"] * GEV_PER_CM3,
+        "truth": row["truth"],
+        "truth_gev": None if row["truth"] is None else row["truth"] * GEV_PER_CM3,
+        "pull": row["pull"],
+        "where": row["where"],
+        "kernel_kpc": list(kernel.h),
+        "terms": [
+            {"term": name, "error": float(estimate.term_error(name)[i]), "count": term.count}
+            for name, term in estimate.terms.items()
+        ],
+        "methods": [
+            {"method": method, "value": float(e.value[i]), "error": float(e.error[i])}
+            for method, e in estimates.items()
+            if method != "combined"
+        ],
+    }
+
+
+def budget_rows(places: Places, estimates: Mapping[str, Estimate]) -> list[dict[str, Any]]:
+    """Every term of the error of every tabulated quantity and method, with its count."""
+    keep = {q.key for q in places.quantities if q.profile is None}
+    keys, units = [q.key for q in places.quantities], [q.unit for q in places.quantities]
+    return [row for e in estimates.values() for row in e.rows(keys, units) if row["quantity"] in keep]
+
+
+def write_tables(
+    folder: Path,
+    places: Places,
+    estimates: Mapping[str, Estimate],
+    truth: np.ndarray | None,
+    maps: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Write profiles.parquet, maps.parquet, quantities.ecsv and budget.ecsv into the results folder.
+
+    Arguments:
+        folder: ``results/`` of the run.
+        places: Where the run measured.
+        estimates: Of every method and combined.
+        truth: True values (Q,), for a mock.
+        maps: For each method, ``a_R``, ``a_z`` and ``rho`` at the map's positions, in reported units.
+    """
+    import polars as pl
+    from astropy.table import QTable
+
+    profiles = []
+    for i, quantity in enumerate(places.quantities):
+        if quantity.profile is None:
+            continue
+        for method, estimate in estimates.items():
+            if np.isfinite(estimate.value[i]):
+                row = _row(quantity, method, estimate, i, truth)
+                profiles.append(
+                    {
+                        "profile": quantity.profile,
+                        "coordinate": quantity.coordinate,
+                        "quantity": quantity.name,
+                        **{key: row[key] for key in ("method", "value", "error", "truth")},
+                    }
+                )
+    schema = {"profile": pl.String, "coordinate": pl.Float64, "quantity": pl.String, "method": pl.String}
+    schema |= dict.fromkeys(("value", "error", "truth"), pl.Float64)
+    pl.DataFrame(profiles, schema=schema).write_parquet(folder / "profiles.parquet")
+
+    cells = [
+        {"map": "x-z", "quantity": name, "method": method, "u": u, "v": v, "value": value, "error": None}
+        for method, arrays in maps.items()
+        for name, values in arrays.items()
+        for (u, _, v), value in zip(places.x[places.map_rows], values.tolist(), strict=True)
+        if np.isfinite(value)
+    ]
+    schema = {"map": pl.String, "quantity": pl.String, "method": pl.String}
+    schema |= dict.fromkeys(("u", "v", "value", "error"), pl.Float64)
+    pl.DataFrame(cells, schema=schema).write_parquet(folder / "maps.parquet")
+
+    for name, rows in (
+        ("quantities", quantity_rows(places, estimates, truth)),
+        ("budget", budget_rows(places, estimates)),
+    ):
+        plain = [{k: (np.nan if v is None else v) for k, v in row.items() if k != "x"} for row in rows]
+        table = QTable(
+            rows=plain, meta={"description": f"galray {name}; value and error in the unit of each row"}
+        )
+        temporary = folder / f".{name}.tmp.ecsv"
+        table.write(temporary, format="ascii.ecsv", overwrite=True)
+        temporary.replace(folder / f"{name}.ecsv")
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, whole or not at all."""
+    write_atomic(folder / "summary.json", summary)

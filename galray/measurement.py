@@ -126,10 +126,8 @@ def field_of_model(model: Any, w: Tensor, config: RunConfig, seed: int) -> Any:
     return fit_potential(model, w, config.gravity.potential, seed=seed % 2**32)
 
 
-def evaluate(
-    field: Any, places: Places, config: RunConfig, path: Path | None = None
-) -> dict[str, np.ndarray]:
-    """A and the smoothed ρ of a field at the places; ρ is NaN where the kernel leaves the ball.
+def evaluate(field: Any, places: Places, kernel: Kernel, path: Path | None = None) -> dict[str, np.ndarray]:
+    """Acceleration and smoothed density at the places; ρ is NaN where the kernel leaves the ball.
 
     Returns:
         ``acceleration`` (N, 3) in (km/s)²/kpc and ``density`` (N,) in Msun/kpc³, float64.

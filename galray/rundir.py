@@ -62,7 +62,7 @@ class RunDirectory:
             if found != self.config.hash:
                 if not self.overwrite:
                     raise GalrayError(
-                        f"{self.path}: belongs to another configuration ({found}, this one is {self.config.hash})",
+                        f"{self.path}: belongs to another configuration ({found}, not {self.config.hash})",
                         "choose another name with --set name=…, or discard it with --overwrite",
                     )
                 self._discard()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -99,13 +100,13 @@ class MilkyWay:
         }
 
     def sample(
-        self, seed: int, *, num_threads: int | None = None, progress: Progress | None = None
+        self, seed: int, *, executor: Executor | None = None, progress: Progress | None = None
     ) -> pa.Table:
         """Draw the stars of the ball around the Sun.
 
         Arguments:
-            seed: Root of every random stream; the result does not depend on the number of threads.
-            num_threads: Threads for the orbits; default: torch's own number.
+            seed: Root of every random stream; the result does not depend on the executor.
+            executor: Runs the orbits, such as a ``ProcessPoolExecutor``; default: this process.
             progress: Called with (stars drawn so far, stars wanted).
 
         Returns:
@@ -114,7 +115,6 @@ class MilkyWay:
             The schema's metadata key ``galray`` holds the seed, settings, frame and counts as JSON.
         """
         s = self.settings
-        threads = num_threads or torch.get_num_threads()
         streams = np.random.SeedSequence(seed).spawn(4)
         thick = round(s.num_stars * s.thick_disc.fraction)
         halo = round(s.num_stars * s.stellar_halo.fraction)
@@ -132,7 +132,7 @@ class MilkyWay:
             if name == "stellar_halo":
                 part = self._halo_stars(count, rng)
             else:
-                part, account[name] = self._disc_stars(getattr(s, name), count, rng, threads, report)
+                part, account[name] = self._disc_stars(getattr(s, name), count, rng, executor, report)
             done += count
             if report is not None:
                 report(count)
@@ -190,7 +190,7 @@ class MilkyWay:
         n: int,
         rng: np.random.Generator,
         *,
-        num_threads: int = 1,
+        executor: Executor | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[MeridionalOrbits, dict[str, float]]:
         """Draw n orbits and follow each for its random time.
@@ -205,7 +205,7 @@ class MilkyWay:
         time = self.settings.mixing_periods * period * torch.from_numpy(rng.random((3, n)).mean(0))
         step = self.longest_step(orbits)
         before = energy(self.potential, orbits)
-        options: dict[str, Any] = {"num_threads": num_threads}
+        options: dict[str, Any] = {"executor": executor}
         result = integrate(self.potential, orbits, time, step, progress=progress, **options)
         error = (energy(self.potential, result) / before - 1).abs()
         account = {"orbits": n, "integrated_again": 0}
@@ -258,7 +258,7 @@ class MilkyWay:
         disc: DiscSettings,
         count: int,
         rng: np.random.Generator,
-        num_threads: int,
+        executor: Executor | None,
         progress: Callable[[int], None] | None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Batches of orbits until `count` stars lie in the ball; surplus stars are dropped unseen."""
@@ -278,7 +278,7 @@ class MilkyWay:
                 if progress is not None:
                     progress(min(count, base + int(seen * chance)))
 
-            orbits, part = self.mixed_orbits(disc, n, rng, num_threads=num_threads, progress=on_chunk)
+            orbits, part = self.mixed_orbits(disc, n, rng, executor=executor, progress=on_chunk)
             w, _ = self.turned_into_ball(orbits, rng)
             parts.append(w)
             have, drawn = have + len(w), drawn + n
@@ -337,9 +337,15 @@ class MilkyWay:
         return torch.cat(parts)[:count]
 
 
-def sample(settings: MilkyWaySettings, seed: int, *, progress: Progress | None = None) -> pa.Table:
+def sample(
+    settings: MilkyWaySettings,
+    seed: int,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> pa.Table:
     """Draw the stars of a mock Milky Way: `MilkyWay.sample` in one call."""
-    return MilkyWay(settings).sample(seed, progress=progress)
+    return MilkyWay(settings).sample(seed, executor=executor, progress=progress)
 
 
 def giants(population: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,20 +80,21 @@ def integrate(
     time: Tensor,
     max_step: Tensor,
     *,
-    num_threads: int = 1,
+    executor: Executor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MeridionalOrbits:
     """Integrate each star for its own time with its own step.
 
-    A star takes n equal steps of time / n ≤ max_step, with n shared by stars that need about as many; the
-    result does not depend on the number of threads.
+    A star takes n equal steps of time / n ≤ max_step, with n shared by stars that need about as many. Chunks
+    of stars are independent jobs of about half a second, and the result does not depend on who runs them.
 
     Arguments:
         potential: The axisymmetric potential.
         orbits: Initial states of n stars.
         time: How long to go on, in kpc / (km/s) (0.978 Gyr each), shape (n,).
         max_step: Longest allowed step, same unit, shape (n,).
-        num_threads: Threads that share the chunks of stars.
+        executor: Runs the chunks, such as a ``ProcessPoolExecutor`` (threads gain nothing: the arrays are
+            small, and the interpreter lock is taken for each operation). Default: this process.
         progress: Called with the number of stars done after each chunk.
 
     Returns:
@@ -101,27 +103,34 @@ def integrate(
     steps = torch.ceil(time / max_step).clamp_min(1).to(torch.int64)
     order = torch.argsort(steps, stable=True)
     result = torch.empty_like(orbits.state)
-
-    def run(chunk: Tensor) -> int:
-        n = int(steps[chunk[-1]])  # sorted: the largest number of steps of the chunk
-        result[chunk] = _advance(potential, orbits[chunk], time[chunk] / n, n)
-        return len(chunk)
-
-    chunks = order.split(_CHUNK)
-    with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        # the slow ones first, so that no thread ends long after the others
-        for done in pool.map(run, reversed(chunks)):
-            if progress is not None:
-                progress(done)
+    chunks = order.split(_CHUNK)[::-1]  # the slow ones first, so that no worker ends long after the others
+    numbers = [int(steps[chunk[-1]]) for chunk in chunks]  # sorted: the largest of the chunk
+    jobs = (
+        [potential] * len(chunks),
+        [orbits.state[chunk].numpy() for chunk in chunks],
+        [orbits.angular_momentum[chunk].numpy() for chunk in chunks],
+        [(time[chunk] / n).numpy() for chunk, n in zip(chunks, numbers, strict=True)],
+        numbers,
+    )
+    ends = map(_advance, *jobs) if executor is None else executor.map(_advance, *jobs)
+    for chunk, end in zip(chunks, ends, strict=True):
+        result[chunk] = torch.from_numpy(end)
+        if progress is not None:
+            progress(len(chunk))
     return MeridionalOrbits(result, orbits.angular_momentum)
 
 
-def _advance(potential: Potential, orbits: MeridionalOrbits, step: Tensor, num_steps: int) -> Tensor:
-    """Kick–drift compositions of R̈ = L_z²/R³ − g_R R, z̈ = −g_z z; the last kick of a step joins the next."""
-    radius, z, v_radius, v_z = (c.contiguous().clone() for c in orbits.state.unbind(-1))
-    momentum2 = orbits.angular_momentum.square()
-    drifts = [a * step for a in _DRIFTS]
-    kicks = [b * step for b in _KICKS]
+def _advance(
+    potential: Potential, state: np.ndarray, momentum: np.ndarray, step: np.ndarray, num_steps: int
+) -> np.ndarray:
+    """Kick–drift compositions of R̈ = L_z²/R³ − g_R R, z̈ = −g_z z; the last kick of a step joins the next.
+
+    Arrays in and out, so that a job travels between processes without shared memory.
+    """
+    radius, z, v_radius, v_z = (torch.from_numpy(c.copy()) for c in state.T)
+    momentum2 = torch.from_numpy(momentum).square()
+    drifts = [a * torch.from_numpy(step) for a in _DRIFTS]
+    kicks = [b * torch.from_numpy(step) for b in _KICKS]
     joined = kicks[0] + kicks[-1]
 
     def kick(h: Tensor) -> None:
@@ -139,4 +148,4 @@ def _advance(potential: Potential, orbits: MeridionalOrbits, step: Tensor, num_s
                 if stage < 5:
                     kick(kicks[stage + 1])
             kick(joined if i < num_steps - 1 else kicks[-1])
-        return torch.stack([radius, z, v_radius, v_z], -1)
+        return torch.stack([radius, z, v_radius, v_z], -1).numpy()

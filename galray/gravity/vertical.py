@@ -57,7 +57,8 @@ class VerticalResult:
         dof: Degrees of freedom.
         sun_height: Height of the Sun above the plane and its error, kpc.
         mean_velocity: Mean W with respect to the Sun, km/s.
-        estimators: One {name, rho0, error, mean_100pc, mean_100pc_error, chi2, dof} for each way of solving.
+        estimators: One {name, rho0, error, mean_100pc, mean_100pc_error, chi2, dof} for each way of solving;
+            rows with "check" ignore part of the selection on purpose and are not measurements.
         groups: The same per tracer group.
         counts: Stars by where their velocity comes from, and cells used.
         notes: Sentences for the report.
@@ -192,7 +193,7 @@ def measure(
 def _row(name: str, fit: MomentFit | DistributionFit, shift: float) -> dict[str, Any]:
     value, error = fit.central
     mean, mean_error = fit.mean_within(0.1)
-    chi2 = {"chi2": fit.chi2, "dof": fit.dof} if isinstance(fit, MomentFit) else {"chi2": None, "dof": None}
+    chi2 = {"chi2": fit.chi2, "dof": fit.dof} if isinstance(fit, MomentFit) else {}
     row = {"name": name, "rho0": value + shift, "error": error, "mean_100pc": mean + shift}
     return {**row, "mean_100pc_error": mean_error, **chi2}
 

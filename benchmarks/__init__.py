@@ -106,10 +106,8 @@ class Bench:
         verdict = {True: "holds", False: "FAILS", None: ""}[row.holds]
         sign = ">=" if at_least else "<="
         limit = f"{sign} {bar:g}" if bar is not None else ""
-        print(
-            f"{name:<64} {row.value:>12.4g} {unit:<10} {limit:<12} {verdict:<6} {row.cpu_seconds:>8.1f} CPU-s  {peer}",
-            flush=True,
-        )
+        figures = f"{row.value:>12.4g} {unit:<10} {limit:<12} {verdict:<6} {row.cpu_seconds:>8.1f} CPU-s"
+        print(f"{name:<64} {figures}  {peer}", flush=True)
         self.write()
 
     def write(self) -> None:
@@ -152,9 +150,7 @@ def main(name: str, measure: Callable[[Bench], None]) -> None:
     print(f"# {name}{' (quick)' if bench.quick else ''}: {json.dumps(_machine())}", flush=True)
     measure(bench)
     failed = [row.name for row in bench.rows if row.holds is False]
-    print(
-        f"{len(bench.rows)} rows, {len(failed)} bars do not hold; written to {bench.path.relative_to(RESULTS.parents[1])}"
-    )
+    print(f"{len(bench.rows)} rows, {len(failed)} bars do not hold; written to benchmarks/results/{bench.path.name}")
     sys.exit(1 if failed else 0)
 
 

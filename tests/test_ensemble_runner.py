@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -154,13 +155,19 @@ def test_through_tune(ray_session, tmp_path, calls):
     specs = _specs(seeds=4, bootstraps=2)
     context = {"calls": str(calls), "fail": [1], "die_once": [2], "sleep": 1.5, "weights": np.ones(1000)}
     seen, progress = [], []
+    lock = threading.Lock()  # a driver's listener holds what cannot be pickled, and Tune pickles callbacks
+
+    def on_done(spec, outcome):
+        with lock:
+            seen.append(spec.index)
+
     outcomes = run_members(
         specs,
         member,
         tmp_path / "members",
         context,
         EnsembleSettings(),
-        on_done=lambda spec, outcome: seen.append(spec.index),
+        on_done=on_done,
         on_progress=lambda spec, fraction, note: progress.append((fraction, note)),
     )
     assert [o.finished for o in outcomes] == [True, False, True, True, True, True]

@@ -62,6 +62,10 @@ class MemberTrial(tune.Trainable):
         """Load nothing."""
 
 
+def _tell_nobody(spec: MemberSpec, message: str) -> None:
+    """Stand in for the driver's listener in a pickled copy."""
+
+
 class _Watch(tune.Callback):
     """Tells the driver of every member that ended and of the progress of those that run."""
 
@@ -78,6 +82,14 @@ class _Watch(tune.Callback):
         self._on_progress = on_progress
         self._seen: set[int] = set()
         self._next_poll = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled without the listeners, which hold open files and threads of the driver.
+
+        Tune writes the experiment to disk so that it can be restored; galray never restores it, since
+        members are found again by their results, so the copy need not be able to tell anyone.
+        """
+        return (_Watch, (self._specs, self._store, _tell_nobody, None))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look for members that ended and for progress, at most once a second."""

@@ -58,7 +58,20 @@ def write_vertical_run(folder: Path) -> Path:
                 "label": "Oort limit <i>", "value": 0.1, "error": 0.01, "unit": "Msun/pc3", "quantity": "rho",
                 "source": "javascript:alert(1)",
             },
+            {
+                "label": "McKee et al. 2015", "value": 0.097, "error": 0.013, "unit": "Msun/pc3",
+                "source": "arXiv:1509.05334",
+            },
         ],
+        "estimators": [
+            {
+                "name": name, "rho0": 0.0871 + shift, "error": 0.008, "mean_100pc": 0.08,
+                "mean_100pc_error": 0.004, "chi2": 31.2, "dof": 28,
+                **({"check": True} if shift < -0.02 else {}),
+            }
+            for name, shift in (("moments", 0.0), ("moments, north", 0.006), ("area ignored <u>", -0.03))
+        ],
+        "groups": [{"name": "0.5 < G_BP − G_RP < 0.7", "rho0": 0.09, "error": 0.02, "stars": 41_203}],
         "notes": ["The value lies low because of the selection.", NASTY],
         "catalog": {"rows_in": 268_545, "kept": 237_536, "fate": {"kept": 237_536, "cut:no_rv": 31_009}},
         "warnings": [],
@@ -68,7 +81,7 @@ def write_vertical_run(folder: Path) -> Path:
     pl.DataFrame(
         {
             "profile": "vertical", "coordinate": z, "quantity": "K_z", "method": "vertical",
-            "value": -4300.0 * z, "error": 90.0 + 300 * np.abs(z),
+            "value": 120.0 * np.abs(z), "error": 2.0 + 8 * np.abs(z),
             "truth": pl.Series([None] * 13, dtype=pl.Float64),
         }
     ).write_parquet(folder / "results" / "profiles.parquet")  # fmt: skip
@@ -245,6 +258,10 @@ def test_real_run_with_a_vertical_inversion(tmp_path):
     # The published values beside a total density are total densities.
     assert "Kalda & Green 2025" in words
     assert "Karukes" not in words
+    assert words.count("arXiv:1509.05334") == 1  # once, though the summary compares with it too
+    assert "area ignored <u>" in words
+    assert str(0.0871 + 0.006) in page.values
+    assert (folder / "figures" / "variants.svg").is_file()
     # (0.0871 - 0.1) / hypot(0.0123, 0.01)
     assert "−0.8 σ" in words
     for missing in (

@@ -135,13 +135,14 @@ def write_run(
         },
         "checks": {
             family: {
-                "stein_v": {"value": 0.004, "error": 0.003, "expected": 0.0, "ok": True},
-                "held_out": {"value": -8.1034, "error": 0.01, "expected": None, "ok": None},
-                "curl": {"value": 0.12, "error": 0.02, "expected": 0.0, "ok": False},
+                "E[s_vx]": {"value": 0.004, "error": 0.003, "expected": 0.0, "ok": True},
+                "E[v_x s_vz]": {"value": 0.011, "error": 0.008, "expected": 0.0, "ok": True},
+                "held-out NLL": {"value": -8.1034, "error": 0.01, "expected": None, "ok": None},
+                "curl of the score": {"value": 0.12, "error": 0.02, "expected": 0.0, "ok": False},
             }
             for family in families
         },
-        "members": members,
+        "members": members, "weights": {"moments": 0.7, "score": 0.2, "flow": 0.1},
         "warnings": ["1 of 8 members failed: 006 (flow), out of memory"],
     }  # fmt: skip
     _write_json(folder / "results" / "summary.json", summary)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from galray.report import published, table
+from galray.report.diagnostics import check_words
 from galray.report.published import HOW_KNOWN
 from galray.report.sections import Cell
 from galray.report.text import (
@@ -78,6 +79,21 @@ def test_identifiers_become_words():
     assert humanise("north_south_chi2") == "north south χ²"
     assert humanise("a_phi_over_a_R") == "a_φ over a_R"
     assert humanise("radial_velocity") == "radial velocity"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("E[s_vy]", "the score along v_y averages to zero (Stein)"),
+        ("E[v_x s_vx]", "v_x times its own score averages to −1 (Stein)"),
+        ("E[v_x s_vz]", "v_x and the score along v_z are uncorrelated (Stein)"),
+        ("E[h s_z + dh/dz]", "the score along z averages to zero, edge weighted (Stein)"),
+        ("held-out NLL", "NLL on held-out stars"),
+        ("my_own_check", "my own check"),
+    ],
+)
+def test_checks_in_words(name, words):
+    assert check_words(name) == words
 
 
 def test_pulls_and_methods():

@@ -25,7 +25,7 @@ from galray.units import GEV_PER_CM3
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["budget", "comparison", "fate_steps", "row_account", "training"]
+__all__ = ["budget", "comparison", "fate_steps", "row_account", "training", "variants"]
 
 
 def comparison(
@@ -124,6 +124,43 @@ def comparison(
     top = axes.secondary_xaxis("top", functions=(lambda d: d * GEV_PER_CM3, lambda d: d / GEV_PER_CM3))
     top.set_xlabel(rf"[${unit_math('GeV/cm3')}$]")
     top.spines["top"].set_visible(True)
+    return figure
+
+
+def variants(rows: Sequence[dict[str, Any]], headline: dict[str, Any], role: str) -> Figure | None:
+    """The density by other estimators and by single tracer groups around the headline's value and error.
+
+    Arguments:
+        rows: Rows of `galray.report.sections.variants`.
+        headline: The summary's headline in Msun/pc³.
+        role: The inversion whose colour the headline takes.
+    """
+    if not rows or not finite(headline.get("value")):
+        return None
+    figure, axes = style.new_figure(5.6, 0.85 + 0.235 * len(rows))
+    value, error = headline["value"], headline.get("error") or 0.0
+    axes.axvspan(value - error, value + error, color=style.color(role), alpha=0.15, lw=0)
+    axes.axvline(value, color=style.color(role), lw=1.2)
+    shapes = {"estimator": ("o", "ink"), "check": ("x", "fail"), "group": ("D", "soft")}
+    names, y, last = [], 0.0, rows[0]["kind"]
+    places = []
+    for row in rows:
+        y -= 1.0 if row["kind"] == last else 1.5
+        last = row["kind"]
+        shape, tint = shapes[last]
+        cell = row["cell"]
+        axes.errorbar(
+            cell.value, y, xerr=cell.error, fmt=shape, ms=4.6, lw=1.3, color=style.color(tint), zorder=3
+        )
+        names.append(style.literal(_short(row["name"], 44)))
+        places.append(y)
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(y - 0.7, -0.3)
+    axes.grid(axis="x")
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_xlabel(rf"$\rho$  [${unit_math('Msun/pc3')}$]")
     return figure
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from galray.report import sections, style
-from galray.report.published import published
+from galray.report import diagnostics, sections, style
 from galray.report.run import RunFolder
 from galray.report.text import duration, finite, humanise, quantity_words, where_html
 
@@ -66,6 +65,7 @@ def build(run_dir: Path) -> Path:
             "figures": drawn.inline,
             "result_figure": _result(run, drawn),
             "budget_figures": list(_budgets(run, drawn)),
+            "variant_figure": _variants(run, drawn),
             "profile_figures": list(_profiles(run, drawn)),
             "map_figures": list(_maps(run, drawn)),
             "star_figures": list(_stars(run, drawn)),
@@ -95,12 +95,26 @@ def _result(run: RunFolder, drawn: _Figures) -> str | None:
             continue
         if sections.same_kind(item.get("quantity") or top.get("name")) == sections.same_kind(top.get("name")):
             own.append(converted)
-    listed = published(sections.same_kind(top.get("name")))
+    listed = sections.published_beside(run)
     methods, role = sections.headline_methods(run), sections.headline_role(run)
     return drawn.add(
         "result",
         "The run's density beside published values",
         lambda: figures.comparison(top, methods if len(methods) > 1 else [], listed, own, role),
+    )
+
+
+def _variants(run: RunFolder, drawn: _Figures) -> str | None:
+    from galray.report import figures
+
+    rows, top = sections.variants(run), run.summary.get("headline")
+    if not rows or not isinstance(top, dict):
+        return None
+    converted = sections.in_msun_pc3({"unit": "Msun/pc3", **top}, "value", "error")
+    return drawn.add(
+        "variants",
+        "The density by other estimators and tracer groups",
+        lambda: figures.variants(rows, converted or {}, sections.headline_role(run)),
     )
 
 
@@ -234,7 +248,7 @@ def _rows(run: RunFolder, drawn: _Figures) -> str | None:
 def _tables(run: RunFolder) -> dict[str, Any]:
     """Everything of the page that is not a figure."""
     found = run.summary.get("run")
-    keys = ("name", "created", "seconds", "seed", "galray", "git", "config_hash")
+    keys = ("name", "created", "seconds", "seed", "galray", "git", "config_hash", "description")
     about: dict[str, Any] = dict.fromkeys(keys)
     about |= found if isinstance(found, dict) else {}
     return {
@@ -252,11 +266,13 @@ def _tables(run: RunFolder) -> dict[str, Any]:
                 term for row in sections.budget_rows(run) for term in row["terms"] if term != "total"
             )
         ),
-        "checks": sections.checks(run),
-        "equilibrium": sections.equilibrium(run),
-        "catalog": sections.catalog_rows(run),
-        "members": sections.members(run),
-        "provenance": sections.provenance(run),
+        "variants": sections.variants(run),
+        "weights": sections.weights(run),
+        "checks": diagnostics.checks(run),
+        "equilibrium": diagnostics.equilibrium(run),
+        "catalog": diagnostics.catalog_rows(run),
+        "members": diagnostics.members(run),
+        "provenance": diagnostics.provenance(run),
         "config": run.config,
         "notes": _texts(run.summary.get("notes")),
         "warnings": _texts(run.summary.get("warnings")) + run.problems,

@@ -33,8 +33,8 @@ PROFILE_WORDS = {
 
 _LEAST_PER_KPC3 = 1e3
 """Densities whose largest value is below this cannot be in Msun/kpc³ (that would be 1e-6 Msun/pc³)."""
-_ACCELERATIONS = ("a_R", "a_phi", "a_z", "a_x", "a_y", "K_z")
-_ORDER = (*_ACCELERATIONS, "rho", "rho_dm", "rho_baryons")
+_ACCELERATIONS = ("a_R", "a_phi", "a_z", "a_x", "a_y")
+_ORDER = (*_ACCELERATIONS, "K_z", "rho", "rho_dm", "rho_baryons")
 
 
 def profile_keys(frame: Any) -> list[tuple[str, str]]:
@@ -60,6 +60,8 @@ def _scale(quantity: str, frame: Any) -> tuple[float, str]:
     """
     if quantity in _ACCELERATIONS:
         return 1e-3, r"10^3\,\mathrm{km^2\,s^{-2}\,kpc^{-1}}"
+    if quantity == "K_z":  # profiles hold |K_z| / 2πG, the surface density that would pull as much
+        return 1.0, unit_math("Msun/pc2")
     if not quantity.startswith("rho"):
         return 1.0, ""
     if "unit" in frame.columns and frame.height:
@@ -72,7 +74,8 @@ def _scale(quantity: str, frame: Any) -> tuple[float, str]:
 
 
 def _label(quantity: str, unit: str) -> str:
-    return rf"${quantity_math(quantity)}$  [${unit}$]" if unit else rf"${quantity_math(quantity)}$"
+    symbol = r"|K_z|/2\pi G" if quantity == "K_z" else quantity_math(quantity)
+    return rf"${symbol}$  [${unit}$]" if unit else rf"${symbol}$"
 
 
 def _series(frame: Any, method: str, factor: float) -> tuple[np.ndarray, ...]:

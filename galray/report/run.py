@@ -9,7 +9,7 @@ from typing import Any
 
 from galray.errors import GalrayError
 
-__all__ = ["Curve", "RunFolder"]
+__all__ = ["Curve", "RunFolder", "entries"]
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,10 @@ class RunFolder:
         return frame if frame.height else None
 
     def _read_curves(self) -> None:
-        listed = self.summary.get("members") or []
-        families = {int(m["index"]): m.get("family") for m in listed if isinstance(m.get("index"), int)}
+        listed = self.summary.get("members")
+        families = {
+            int(m["index"]): m.get("family") for m in entries(listed) if isinstance(m.get("index"), int)
+        }
         for folder in sorted(p.parent for p in self.path.glob("members/*/curve.json")):
             try:
                 rows = json.loads((folder / "curve.json").read_text("utf-8"))
@@ -151,6 +153,11 @@ class RunFolder:
             if family is None and folder.name.isdigit():
                 family = families.get(int(folder.name))
             self.curves.append(Curve(folder.name, str(family or "model"), epochs, train, validation))
+
+
+def entries(value: Any) -> list[dict[str, Any]]:
+    """The objects of a JSON list; anything else is left out."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _number(value: Any) -> float:

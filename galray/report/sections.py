@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from galray.report.figures import fate_steps
 from galray.report.published import HOW_KNOWN, PublishedValue, published
-from galray.report.run import RunFolder
+from galray.report.run import RunFolder, entries
 from galray.report.text import (
     METHODS,
     count,
-    duration,
     finite,
     humanise,
     measurement,
@@ -32,19 +30,17 @@ from galray.units import GEV_PER_CM3, density_to_msun_pc3
 __all__ = [
     "Cell",
     "budget_rows",
-    "catalog_rows",
-    "checks",
-    "equilibrium",
     "headline",
     "headline_methods",
     "headline_role",
     "in_msun_pc3",
-    "members",
     "method_table",
     "methods_used",
-    "provenance",
+    "published_beside",
     "published_rows",
     "same_kind",
+    "variants",
+    "weights",
 ]
 
 
@@ -91,11 +87,6 @@ class Cell:
         )
 
 
-def _entries(value: Any) -> list[dict[str, Any]]:
-    """The objects of a JSON list; anything else is left out."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
 def in_msun_pc3(entry: dict[str, Any], *keys: str) -> dict[str, Any] | None:
     """A copy of a density entry with these keys converted to Msun/pc³; None for any other unit."""
     unit = unit_key(entry.get("unit"))
@@ -134,7 +125,7 @@ def headline(run: RunFolder) -> dict[str, Any] | None:
             "text": measurement(t.get("error"), t.get("error"))[1] or number(t.get("error")),
             "count": int(t["count"]) if finite(t.get("count")) else None,
         }
-        for t in _entries(found.get("terms"))
+        for t in entries(found.get("terms"))
     ]
     return {
         "name": str(found.get("name", "rho_dm")),
@@ -150,8 +141,20 @@ def headline(run: RunFolder) -> dict[str, Any] | None:
         "percent": f"{100 * error / abs(value):.0f} %" if finite(error) and value else "",
         "where": where_html(found.get("where")),
         "kernel": kernel_text,
-        "terms": terms,
+        "terms": _largest(terms),
     }
+
+
+def _largest(terms: list[dict[str, Any]], limit: int = 6) -> list[dict[str, Any]]:
+    """The largest terms in their order; many small ones become one line, added in quadrature."""
+    if len(terms) <= limit:
+        return terms
+    ranked = sorted(terms, key=lambda t: t["error"] if finite(t["error"]) else 0.0, reverse=True)
+    kept = [t for t in terms if any(t is big for big in ranked[: limit - 1])]
+    rest = [t["error"] for t in ranked[limit - 1 :] if finite(t["error"])]
+    error = sum(e**2 for e in rest) ** 0.5
+    words = f"{len(ranked) - len(kept)} smaller terms"
+    return [*kept, {"term": words, "error": error, "text": measurement(error, error)[1], "count": None}]
 
 
 def _tenth(entry: dict[str, Any]) -> Any:
@@ -163,7 +166,7 @@ def _tenth(entry: dict[str, Any]) -> Any:
 def headline_methods(run: RunFolder) -> list[dict[str, Any]]:
     """The headline's quantity at its place by each single inversion, in Msun/pc³."""
     top = run.summary.get("headline") or {}
-    same = [q for q in _entries(run.summary.get("quantities")) if q.get("name") == top.get("name")]
+    same = [q for q in entries(run.summary.get("quantities")) if q.get("name") == top.get("name")]
     here = [q for q in same if q.get("where") == top.get("where")]
     places = {q.get("where") for q in same}
     chosen = here or (same if len(places) == 1 else [])
@@ -189,7 +192,7 @@ def published_rows(run: RunFolder) -> list[dict[str, Any]]:
     top = run.summary.get("headline") or {}
     own = None if run.is_mock else in_msun_pc3({"unit": "Msun/pc3", **top}, "value", "error")
     rows = []
-    for item in _entries(run.summary.get("comparisons")):
+    for item in entries(run.summary.get("comparisons")):
         same = same_kind(item.get("quantity") or top.get("name")) == same_kind(top.get("name"))
         converted = in_msun_pc3(item, "value", "error") if same else None
         rows.append(
@@ -205,9 +208,52 @@ def published_rows(run: RunFolder) -> list[dict[str, Any]]:
                 "tension": _tension(own, converted),
             }
         )
-    if top:
-        rows += [_published_row(entry, own) for entry in published(same_kind(top.get("name")))]
+    return rows + [_published_row(entry, own) for entry in published_beside(run)]
+
+
+def published_beside(run: RunFolder) -> list[PublishedValue]:
+    """Published values of the headline's kind, without those that the summary itself compares with."""
+    top = run.summary.get("headline")
+    if not isinstance(top, dict):
+        return []
+    sources = " ".join(str(item.get("source")) for item in entries(run.summary.get("comparisons")))
+    kind = published(same_kind(top.get("name")))
+    return [entry for entry in kind if entry.reference.lower() not in sources.lower()]
+
+
+def variants(run: RunFolder) -> list[dict[str, Any]]:
+    """The density by other estimators and by single tracer groups, as rows of a table and a figure.
+
+    From the lists ``estimators`` and ``groups`` of a vertical inversion's summary; an estimator that only
+    shows what an omission would do is marked as ``check``.
+    """
+    rows = []
+    for kind in ("estimators", "groups"):
+        for entry in entries(run.summary.get(kind)):
+            if not finite(entry.get("rho0")):
+                continue
+            chi2, dof = entry.get("chi2"), entry.get("dof")
+            rows.append(
+                {
+                    "kind": "group" if kind == "groups" else "check" if entry.get("check") else "estimator",
+                    "name": str(entry.get("name", "")),
+                    "cell": Cell.of({"value": entry["rho0"], "error": entry.get("error")}),
+                    "mean": Cell.of(
+                        {"value": entry.get("mean_100pc"), "error": entry.get("mean_100pc_error")}
+                    ),
+                    "chi2": f"{number(chi2, 3)} / {count(dof)}" if finite(chi2) and finite(dof) else "",
+                    "stars": count(entry["stars"]) if finite(entry.get("stars")) else "",
+                }
+            )
     return rows
+
+
+def weights(run: RunFolder) -> str:
+    """The weights of the inversions in the combined headline as a sentence; empty without them."""
+    found = run.summary.get("weights")
+    shares = found.items() if isinstance(found, dict) else ()
+    listed = [f"{method_label(str(m))} {100 * w:.0f} %" for m, w in shares if finite(w)]
+    return ", ".join(listed)
 
 
 def _published_row(entry: PublishedValue, own: dict[str, Any] | None) -> dict[str, Any]:
@@ -236,8 +282,6 @@ def _published_row(entry: PublishedValue, own: dict[str, Any] | None) -> dict[st
 
 def _arxiv(source: Any) -> str:
     """A link for a source that is an arXiv number, and for nothing else."""
-    import re
-
     match = re.search(r"arXiv:\s*(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", str(source or ""), flags=re.I)
     return f"https://arxiv.org/abs/{match[1]}" if match else ""
 
@@ -251,7 +295,7 @@ def _tension(own: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
 
 def methods_used(run: RunFolder) -> list[tuple[str, str, str]]:
     """(key, label, description) of every inversion in the run, for the legend."""
-    listed = [q.get("method") for q in _entries(run.summary.get("quantities"))]
+    listed = [q.get("method") for q in entries(run.summary.get("quantities"))]
     if run.profiles is not None:
         listed += run.profiles["method"].unique().to_list()
     return [
@@ -263,11 +307,11 @@ def methods_used(run: RunFolder) -> list[tuple[str, str, str]]:
 
 def method_table(run: RunFolder) -> dict[str, Any] | None:
     """All quantities: a row per quantity and place, a column per inversion, the truth beside them."""
-    entries = [q for q in _entries(run.summary.get("quantities")) if q.get("method") != "truth"]
-    if not entries:
+    listed = [q for q in entries(run.summary.get("quantities")) if q.get("method") != "truth"]
+    if not listed:
         return None
-    methods = method_order(q.get("method") for q in entries)
-    keys = list(dict.fromkeys((str(q.get("name")), str(q.get("where") or "")) for q in entries))
+    methods = method_order(q.get("method") for q in listed)
+    keys = list(dict.fromkeys((str(q.get("name")), str(q.get("where") or "")) for q in listed))
     order = ("a_R", "a_phi", "a_z", "K_z", "rho", "rho_dm", "rho_dm_average")
     rank = {name: i for i, name in enumerate(order)}
     keys.sort(key=lambda k: rank.get(k[0], len(rank)))  # stable: places keep the file's order
@@ -275,7 +319,7 @@ def method_table(run: RunFolder) -> dict[str, Any] | None:
     for name, where in keys:
         cells = {
             str(q.get("method")): q
-            for q in entries
+            for q in listed
             if (str(q.get("name")), str(q.get("where") or "")) == (name, where)
         }
         first = next(iter(cells.values()))
@@ -304,13 +348,13 @@ def method_table(run: RunFolder) -> dict[str, Any] | None:
 def budget_rows(run: RunFolder) -> list[dict[str, Any]]:
     """The budget as a list of quantities and methods with their terms, the total last."""
     groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
-    for entry in _entries(run.summary.get("budget")):
+    for entry in entries(run.summary.get("budget")):
         name, _, where = str(entry.get("quantity")).partition("@")
         where = str(entry.get("where") or where)
         key = (name, where, str(entry.get("method")), str(entry.get("unit") or ""))
         groups.setdefault(key, []).append(entry)
     rows = []
-    for (name, where, method, unit), entries in groups.items():
+    for (name, where, method, unit), group in groups.items():
         rows.append(
             {
                 "name": name,
@@ -329,7 +373,7 @@ def budget_rows(run: RunFolder) -> list[dict[str, Any]]:
                         "bias": e.get("bias"),
                         "bias_text": signed_like(e.get("bias"), e.get("value")),
                     }
-                    for e in entries
+                    for e in group
                 },
             }
         )
@@ -342,151 +386,3 @@ def signed_like(value: Any, scale: Any) -> str:
         return ""
     text = measurement(value, scale)[0]
     return text if text.startswith("−") else f"+{text}"
-
-
-_CHECK_WORDS: list[tuple[str, str]] = [
-    ("stein_v", "Stein: the velocity score averages to zero"),
-    ("stein_x", "Stein: the position score averages to zero"),
-]
-
-
-def check_words(name: str) -> str:
-    """What a check of that name tests, in words."""
-    return dict(_CHECK_WORDS).get(name, humanise(name))
-
-
-def checks(run: RunFolder) -> list[dict[str, Any]]:
-    """Checks that need no truth, by model family, each with a verdict in words."""
-    found = run.summary.get("checks")
-    sections = []
-    for family, entries in found.items() if isinstance(found, dict) else ():
-        rows = []
-        for name, entry in entries.items() if isinstance(entries, dict) else ():
-            item = entry if isinstance(entry, dict) else {"value": entry}
-            good, bad = item.get("ok") is True, item.get("ok") is False
-            verdict = "as expected" if good else "differs from what it should be" if bad else "no verdict"
-            value, error = item.get("value"), item.get("error")
-            rows.append(
-                {
-                    "name": str(name),
-                    "words": str(item.get("words") or check_words(str(name))),
-                    "value": value if finite(value) else None,
-                    "text": " ± ".join(t for t in measurement(value, error) if t)
-                    if not isinstance(value, list)
-                    else ", ".join(number(v) for v in value),
-                    "expected": number(item["expected"])
-                    if finite(item.get("expected"))
-                    else str(item.get("expected") or ""),
-                    "level": "ok" if good else "fail" if bad else "none",
-                    "verdict": verdict,
-                }
-            )
-        if rows:
-            sections.append({"family": str(family), "label": method_label(str(family)), "rows": rows})
-    return sections
-
-
-def equilibrium(run: RunFolder) -> dict[str, Any] | None:
-    """The verdict sentence, its level and the numbers behind it."""
-    found = run.summary.get("equilibrium")
-    if not isinstance(found, dict) or not (found.get("verdict") or found.get("numbers")):
-        return None
-    level = found.get("level") if found.get("level") in ("ok", "warn", "fail") else "none"
-    return {
-        "verdict": str(found.get("verdict") or ""),
-        "level": level,
-        "numbers": list(_flatten(found.get("numbers") or {})),
-    }
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Nested objects as (dotted key, text) pairs; a value with an error becomes one line."""
-    if isinstance(value, dict):
-        if finite(value.get("value")) and set(value) <= {"value", "error", "unit", "expected"}:
-            text = " ± ".join(t for t in measurement(value["value"], value.get("error")) if t)
-            unit = unit_text(value.get("unit"))
-            yield prefix, f"{text} {unit}".strip()
-            return
-        for key, item in value.items():
-            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and all(not isinstance(v, dict | list) for v in value):
-        yield prefix, ", ".join(_leaf(v) for v in value)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _flatten(item, f"{prefix}.{i}" if prefix else str(i))
-    else:
-        yield prefix, _leaf(value)
-
-
-def _leaf(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    # A large integer is a count or a seed: every digit matters.
-    return str(value) if isinstance(value, int) else number(value, 5)
-
-
-def catalog_rows(run: RunFolder) -> dict[str, Any] | None:
-    """The row account with shares, and whether it adds up."""
-    found = run.summary.get("catalog")
-    if not isinstance(found, dict):
-        return None
-    steps = fate_steps(found)
-    if not steps:
-        return None
-    total = next((rows for kind, _, rows in steps if kind == "in"), None)
-    gone = sum(rows for kind, _, rows in steps if kind != "in")
-    return {
-        "rows": [
-            {
-                "kind": kind,
-                "words": words,
-                "rows": rows,
-                "text": count(rows),
-                "share": f"{100 * rows / total:.2f} %" if total else "",
-            }
-            for kind, words, rows in steps
-        ],
-        "adds_up": total is None or gone == total,
-        "difference": count(total - gone) if total is not None else "",
-        "kept": next((count(rows) for kind, _, rows in steps if kind == "kept"), ""),
-    }
-
-
-def members(run: RunFolder) -> dict[str, Any] | None:
-    """The members with a sentence on how many of each family finished."""
-    entries = _entries(run.summary.get("members"))
-    if not entries:
-        return None
-    done = ("ok", "done", "finished", "terminated", "completed", "success", "skipped", "reused")
-    rows = []
-    for entry in entries:
-        status = str(entry.get("status", ""))
-        rows.append(
-            {
-                "index": _leaf(entry.get("index")),
-                "family": str(entry.get("family", "")),
-                "label": method_label(str(entry.get("family", ""))),
-                "seed": _leaf(entry.get("seed")),
-                "bootstrap": _leaf(entry.get("bootstrap")),
-                "draw": _leaf(entry.get("draw")),
-                "status": status,
-                "level": "ok" if status.lower() in done else "fail",
-                "best": number(entry.get("best"), 6),
-                "time": duration(entry.get("seconds")),
-            }
-        )
-    sentences = []
-    for family in dict.fromkeys(row["family"] for row in rows):
-        own: Sequence[dict[str, Any]] = [row for row in rows if row["family"] == family]
-        good = sum(row["level"] == "ok" for row in own)
-        sentences.append(f"{method_label(family)}: {good} of {len(own)} finished")
-    return {"rows": rows, "sentence": "; ".join(sentences) + "."}
-
-
-def provenance(run: RunFolder) -> list[tuple[str, str]]:
-    """Versions, revisions, hashes and seeds as (key, text)."""
-    return list(_flatten(run.provenance))

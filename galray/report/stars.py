@@ -169,12 +169,13 @@ def velocities(frame: Any) -> Figure | None:
         middle = float(np.median(values))
         width = 0.7413 * float(np.subtract(*np.percentile(values, [75, 25])))
         axes.axvline(middle, color=style.color("ink"), lw=1.0, ls=style.dashes("truth"))
+        left = middle > 0.5 * (low + high)  # the words stand on the side of the longer tail
         axes.text(
-            0.99,
+            0.01 if left else 0.99,
             0.93,
             f"median {middle:.1f} km/s\nrobust σ {width:.1f} km/s".replace("-", "−"),
             transform=axes.transAxes,
-            ha="right",
+            ha="left" if left else "right",
             va="top",
             fontsize=8,
             color=style.color("soft"),

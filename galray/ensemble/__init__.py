@@ -11,7 +11,6 @@ from galray.ensemble.members import (
     FamilyDesign,
     MemberSpec,
     design,
-    stream_seed,
 )
 from galray.ensemble.methods import combine_methods
 from galray.ensemble.resample import bootstrap_counts, bootstrap_indices, split_indices
@@ -42,7 +41,6 @@ __all__ = [
     "report_progress",
     "run_members",
     "split_indices",
-    "stream_seed",
     "student_factor",
 ]
 

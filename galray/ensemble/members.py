@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from galray.errors import GalrayError
+from galray.seeds import seed_for
 from galray.settings import Settings
 
-__all__ = ["BudgetSettings", "EnsembleSettings", "FamilyDesign", "MemberSpec", "design", "stream_seed"]
+__all__ = ["BudgetSettings", "EnsembleSettings", "FamilyDesign", "MemberSpec", "design"]
 
 
 class FamilyDesign(Settings):
@@ -177,10 +177,10 @@ class MemberSpec:
         are None where nothing is resampled or redrawn.
         """
         return {
-            "split": stream_seed(self.root_seed, "split"),
-            "training": stream_seed(self.root_seed, "training", self.family, self.seed),
-            "bootstrap": stream_seed(self.root_seed, "bootstrap", self.bootstrap) if self.bootstrap else None,
-            "draw": stream_seed(self.root_seed, "draw", self.draw) if self.draw else None,
+            "split": seed_for(self.root_seed, "split"),
+            "training": seed_for(self.root_seed, "training", self.family, self.seed),
+            "bootstrap": seed_for(self.root_seed, "bootstrap", self.bootstrap) if self.bootstrap else None,
+            "draw": seed_for(self.root_seed, "draw", self.draw) if self.draw else None,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,24 +255,6 @@ def design(
             "the ensemble has no members", "set ensemble.score.seeds (or another family's) to 1"
         )
     return specs
-
-
-def stream_seed(root_seed: int, *names: str | int) -> int:
-    """Derive the seed of one named random stream from the root seed.
-
-    Streams of different names are independent, and adding one changes no other.
-
-    Arguments:
-        root_seed: Root seed of the run, a non-negative integer.
-        names: What the stream is for.
-
-    Returns:
-        A seed below 2⁶³, for numpy and torch generators alike.
-    """
-    key = hashlib.sha256(json.dumps(list(names)).encode()).digest()
-    words = [int.from_bytes(key[i : i + 4], "little") for i in range(0, 16, 4)]
-    state = np.random.SeedSequence(root_seed, spawn_key=tuple(words)).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
 
 
 def by_family(specs: Iterable[MemberSpec]) -> dict[str, list[MemberSpec]]:

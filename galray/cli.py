@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from galray import __version__
-from galray.errors import GalrayError
+from galray.errors import GalrayError, GalrayWarning
 
 __all__ = ["app", "main"]
 
@@ -132,6 +133,7 @@ def gravity(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Measure a(x) and ρ(x) by one inversion; moments need no training."""
+    from galray.config import load_config
     from galray.pipeline import measure_store
 
     if (Path(source) / "manifest.json").is_file():
@@ -142,7 +144,12 @@ def gravity(
             )
         _print_table(measure_store(Path(source)))
         return
-    pipeline = _pipeline(source, set_, overwrite=overwrite, methods=(method,))
+    if method not in ("flow", "score", "moments"):
+        raise GalrayError(f"--method {method}: no such inversion", "use flow, score or moments")
+    whole = load_config(source, set_)
+    # A run of one inversion alone is another run than that of all: it shall not take its place.
+    alone = [] if whole.methods == (method,) else [f"methods={method}", f"name={whole.name}-{method}"]
+    pipeline = _pipeline(source, [*(set_ or []), *alone], overwrite=overwrite)
     _print_table(pipeline.run(until="measure").summary)
 
 
@@ -211,20 +218,12 @@ def config_check(config: ConfigArgument, set_: SetOption = None) -> None:
     typer.echo(f"{config}: valid; run directory {loaded.run_dir}, hash {loaded.hash}")
 
 
-def _pipeline(
-    config: str, set_: list[str] | None, *, overwrite: bool = False, quiet: bool = False, **changes: Any
-) -> Any:
+def _pipeline(config: str, set_: list[str] | None, *, overwrite: bool = False) -> Any:
     from galray.config import load_config
     from galray.console import Console
     from galray.pipeline import Pipeline
 
-    loaded = load_config(config, set_)
-    if changes:
-        unknown = set(changes.get("methods", ())) - {"flow", "score", "moments", "vertical"}
-        if unknown:
-            raise GalrayError(f"--method {unknown.pop()}: no such inversion", "use flow, score or moments")
-        loaded = loaded.model_copy(update=changes)
-    return Pipeline(loaded, Console(quiet=quiet), overwrite=overwrite)
+    return Pipeline(load_config(config, set_), Console(), overwrite=overwrite)
 
 
 def _run(
@@ -271,11 +270,20 @@ def _print_account(store: Any) -> None:
         typer.echo(f"  {fate:<36} {count:>12}")
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Galray's own warnings are for the user: without the line of code that they come from."""
+    name = "" if issubclass(category, GalrayWarning) else f"{category.__name__}: "
+    return f"warning: {name}{message}\n"
+
+
 def main() -> None:
     """Entry point: errors of the user end in one or two lines and exit code 2."""
     # typer brings a click of its own in some versions: take the base of its errors from whichever it uses.
-    usage_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+    usage_error: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
+    warnings.formatwarning = _format_warning
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("GALRAY_DEBUG") == "1"
     try:
@@ -286,8 +294,8 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except usage_error as error:
-        error.show()  # type: ignore[attr-defined]
-        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+        error.show()
+        sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(130)

@@ -137,8 +137,8 @@ def collect(
         return places.values(arrays["acceleration"], arrays["density"], baryons)
 
     for family in ("flow", "score"):
-        mine = [s for s in specs if s.family == family and (members.path(s) / "result.json").is_file()]
-        if mine:
+        mine = [s for s in specs if s.family == family and _is_finished(members, s)]
+        if any(not s.bootstrap and not s.draw for s in mine):
             evaluations = [load_evaluation(members.path(s) / "evaluation.safetensors") for s in mine]
             values = np.array([values_of(e) for e in evaluations])
             estimate = combine_family(mine, values, groups=groups, settings=budget)
@@ -163,6 +163,12 @@ def collect(
     if not found:
         raise GalrayError(f"{folder}: no method has a result", "look at members/*/error.txt")
     return found
+
+
+def _is_finished(members: MemberStore, spec: MemberSpec) -> bool:
+    """A member that failed leaves an outcome too."""
+    outcome = members.read(spec)
+    return outcome is not None and outcome.finished
 
 
 def map_values(places: Places, evaluations: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -204,7 +210,7 @@ def verdict(places: Places, estimates: dict[str, Estimate], moments: dict[str, A
     scale = np.abs(combined.value[a_r]).mean()
     azimuthal = {"ratio": float(combined.value[a_phi].mean() / scale), "p_value": along.p_value}
 
-    a_z = {places.quantities[i].position: i for i in rows("a_z")}
+    a_z = {p: i for i in rows("a_z") if (p := places.quantities[i].position) is not None}
     pairs = [(i, a_z[(x, y, -z)]) for (x, y, z), i in a_z.items() if z > 0 and (x, y, -z) in a_z]
     both = np.zeros((len(pairs), len(places.quantities)))
     for k, (north, south) in enumerate(pairs):
@@ -247,12 +253,11 @@ def member_rows(folder: Path) -> list[dict[str, Any]]:
         if not (member / "spec.json").is_file():
             continue
         spec = read_json(member / "spec.json")
-        done = (member / "result.json").is_file()
-        outcome = read_json(member / "result.json") if done else {}
+        outcome = read_json(member / "result.json") if (member / "result.json").is_file() else {}
         rows.append(
             {key: spec[key] for key in ("index", "family", "seed", "bootstrap", "draw")}
             | {
-                "status": "finished" if done else "failed",
+                "status": outcome.get("status", "failed"),
                 "best": outcome.get("result", {}).get("best"),
                 "seconds": outcome.get("seconds"),
             }

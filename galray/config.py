@@ -40,7 +40,7 @@ class MockSettings(Settings):
 
     galaxy: MilkyWaySettings = MilkyWaySettings()
     observe: ObserveSettings = ObserveSettings()
-    rows_per_file: int = Field(100_000, gt=0)
+    rows_per_file: int = Field(default=100_000, gt=0)
     """Rows of one ``GaiaSource_*.csv.gz``."""
 
 
@@ -61,7 +61,7 @@ class VerticalSection(VerticalSettings):
 class CostSettings(Settings):
     """What a core-hour costs, for the extrapolation of ``--sample`` and ``--dry-run``."""
 
-    dollars_per_core_hour: float = Field(0.05, ge=0)
+    dollars_per_core_hour: float = Field(default=0.05, ge=0)
 
 
 class RunConfig(Settings):
@@ -71,11 +71,11 @@ class RunConfig(Settings):
     """The run's name, and the name of its directory under `output`."""
     description: str = ""
     """One line for the report."""
-    seed: int = Field(1, ge=0)
+    seed: int = Field(default=1, ge=0)
     """The root of every random stream of the run."""
     output: str = "runs"
     """Folder that holds run directories."""
-    methods: tuple[Method, ...] = Field(("flow", "score", "moments"), min_length=1)
+    methods: tuple[Method, ...] = Field(default=("flow", "score", "moments"), min_length=1)
     """The inversions to run: ``flow``, ``score`` and ``moments``, or ``vertical`` alone."""
     mock: MockSettings | None = None
     """Generate a mock Milky Way and run on its files (`catalog.files` is then left empty)."""
@@ -171,8 +171,11 @@ def _override(data: dict[str, Any], text: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()  # a bare word or path is a string
-    if isinstance(parsed, str) and _takes_list(parts):
-        parsed = [parsed]
+    wanted = _annotation(parts)
+    if wanted is str and not isinstance(parsed, str):
+        parsed = value.strip()  # so is a name such as 2026-11-21 or 007
+    if isinstance(parsed, str) and typing.get_origin(wanted) in (list, tuple):
+        parsed = [parsed]  # one bare value stands for a list of one
     section = data
     for part in parts[:-1]:
         section = section.setdefault(part, {})
@@ -183,15 +186,15 @@ def _override(data: dict[str, Any], text: str) -> None:
     section[parts[-1]] = parsed
 
 
-def _takes_list(parts: list[str]) -> bool:
-    """Whether the field at this path is a list or tuple, so that one bare value stands for a list of one."""
+def _annotation(parts: list[str]) -> Any:
+    """The type of the field at this path; None where there is no such field."""
     model: Any = RunConfig
     for part in parts[:-1]:
         model = _section_of(model, part)
         if model is None:
-            return False
+            return None
     field = model.model_fields.get(parts[-1])
-    return field is not None and typing.get_origin(field.annotation) in (list, tuple)
+    return None if field is None else field.annotation
 
 
 def _section_of(model: type[BaseModel], part: str) -> type[BaseModel] | None:

@@ -57,12 +57,13 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except Exception as error:
         text = str(error).strip().splitlines() or [""]
-        return Check(
-            name,
-            False,
-            f"{type(error).__name__}: {text[0]}",
-            f"reinstall the library, or report this: pip install --force-reinstall {name}",
+        library = {"ray": "ray", "mlflow": "mlflow", "accelerator": "torch"}.get(name)
+        remedy = (
+            f"reinstall the library, or report this: pip install --force-reinstall {library}"
+            if library
+            else "look at what it names; if that is as it should be, report this"
         )
+        return Check(name, False, f"{type(error).__name__}: {text[0]}", remedy)
 
 
 def _libraries() -> Check:
@@ -121,6 +122,8 @@ def _accelerator() -> Check:
 def _ray() -> Check:
     """Start a one-core cluster and run one task on it: the parts that fail are only seen then."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import logging
+
     import ray
 
     shm = Path("/dev/shm")
@@ -131,7 +134,7 @@ def _ray() -> Check:
         include_dashboard=False,
         object_store_memory=80 * 1024**2,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     try:
         answer = ray.get(ray.remote(_process_id).remote(), timeout=60)

@@ -37,6 +37,7 @@ __all__ = ["evaluate", "load_evaluation", "measure_moments", "places_of", "run_m
 def places_of(config: RunConfig, store: ShardStore) -> Places:
     """The places of a run: the same in every process, from its configuration and its store."""
     kernel = Kernel.from_settings(config.gravity.kernel)
+    assert store.ball is not None  # without one only the vertical inversion runs
     return Places(config.places, store.frame, store.ball.center, store.ball.radius, kernel.reach)
 
 
@@ -79,7 +80,8 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     train, validation = (torch.from_numpy(states[np.sort(rows)]) for rows in (train_rows, validation_rows))
     seed = spec["streams"]["training"]
 
-    ball = Ball(tuple(store.ball.center), store.ball.radius)
+    assert store.ball is not None
+    ball = Ball(store.ball.center, store.ball.radius)
     model = build_model(family, model_settings, ball, train, seed=seed)
     curve: list[dict[str, Any]] = []
 
@@ -106,7 +108,6 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     save_field(field, target / "field")
     inverted = time.perf_counter()
 
-    kernel = Kernel.from_settings(config.gravity.kernel)
     kernel = Kernel.from_settings(config.gravity.kernel)
     evaluate(field, places_of(config, store), kernel, target / "evaluation.safetensors")
     checks = run_checks(model, validation.double(), seed=seed)

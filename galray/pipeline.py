@@ -7,8 +7,7 @@ killed run goes on where it stopped.
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ from galray.config import RunConfig, load_config
 from galray.console import Advance, Console
 from galray.errors import GalrayError
 from galray.provenance import content_hash, provenance, write_atomic
-from galray.rundir import RunDirectory, read_json
+from galray.rundir import RunDirectory, read_json, whole_folder
 from galray.seeds import seed_for
 
 if TYPE_CHECKING:
@@ -111,13 +110,22 @@ def run(
         import tomli_w
 
         texts = []
-        for key, value in overrides.items():
+        for key, value in _leaves(overrides):
             text = tomli_w.dumps({"value": value}).partition("=")[2].strip()
             texts.append(f"{key.replace('__', '.')}={text}")
         config = load_config(config, texts)
     elif overrides:
         raise TypeError("overrides go with a file or a name; change a RunConfig by its own model_copy")
     return Pipeline(config, Console(quiet=quiet), overwrite=overwrite).run()
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested sections with their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class Pipeline:
@@ -164,6 +172,11 @@ class Pipeline:
         """Train the base member of one family and measure its field; the member's folder."""
         if family not in ("flow", "score"):
             raise GalrayError(f"'{family}': no family of networks", "train flow or score")
+        if not self._has(family):
+            raise GalrayError(
+                f"methods: {family} is not among the run's ({', '.join(self.config.methods)})",
+                f"add it with --set 'methods=[\"{family}\"]'",
+            )
         with self.session(), self._tracked():
             if self.config.mock is not None:
                 self.run_mock()
@@ -179,7 +192,7 @@ class Pipeline:
             return
         # The configuration and its inputs are looked at before anything is started or written.
         self._preflight()
-        with ExitStack() as stack, self.directory.locked():
+        with self.directory.locked(), ExitStack() as stack:
             self._stack = stack
             try:
                 self.directory.claim()
@@ -231,10 +244,10 @@ class Pipeline:
                 self.tracker.artifact(self.folder / name)
 
     def _preflight(self) -> None:
-        if self.config.mock is None:
-            from galray.catalog import plan
+        from galray.planning import preflight
 
-            plan(self.config.catalog)
+        preflight(self.config)
+        self.directory.check()
 
     def _connect(self) -> bool:
         """Connect to Ray when a stage first needs it; whether there is a cluster."""
@@ -277,12 +290,8 @@ class Pipeline:
         )
         observed = observe(states, mock.observe, seed_for(self.config.seed, "mock", "observe"), frame=frame)
         advance(0.75, "writing GaiaSource files")
-        temporary = self.folder / "mock.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        files = write_gaia_source(observed, temporary, rows_per_file=mock.rows_per_file)
-        shutil.rmtree(self.folder / "mock", ignore_errors=True)
-        temporary.rename(self.folder / "mock")
+        with whole_folder(self.folder / "mock") as temporary:
+            files = write_gaia_source(observed, temporary, rows_per_file=mock.rows_per_file)
         write_atomic(self.folder / "truth.json", galaxy.truth())
         return {"stars": observed.num_rows, "files": len(files)}
 
@@ -326,16 +335,10 @@ class Pipeline:
 
     def _design(self, store: ShardStore) -> list[MemberSpec]:
         """The members of the run; each family's hash holds all that its members depend on."""
-        from galray.ensemble import FamilyDesign, design
+        from galray.ensemble import design
+        from galray.planning import wanted_members
 
         config = self.config
-        wanted = config.ensemble.model_copy(
-            update={
-                name: FamilyDesign(seeds=0)
-                for name in ("flow", "score", "moments")
-                if name not in config.methods
-            }
-        )
         common = [
             store.hash,
             config.places.model_dump(mode="json"),
@@ -353,7 +356,7 @@ class Pipeline:
             for name in ("flow", "score")
         }
         hashes["moments"] = content_hash([*common, config.gravity.moments.model_dump(mode="json")])
-        return design(wanted, config.seed, hashes)
+        return design(wanted_members(config), config.seed, hashes)
 
     def run_members(self, store: ShardStore, only: str | None = None) -> list[MemberOutcome]:
         """Train the members of the networks that are missing, side by side.
@@ -377,8 +380,9 @@ class Pipeline:
             self._connect()
             context = {"config": self.config.model_dump(mode="json"), "store": str(store.path)}
             fractions = dict.fromkeys((spec.id for spec in specs), 0.0)
-            with self.console.stage("members", f"{len(specs)} members") as advance:
+            outcomes: list[MemberOutcome] = []
 
+            def work(advance: Advance) -> dict[str, int]:
                 def on_progress(spec: MemberSpec, fraction: float, note: str) -> None:
                     fractions[spec.id] = fraction
                     ended = sum(f >= 1 for f in fractions.values())
@@ -389,7 +393,7 @@ class Pipeline:
                     if self.tracker is not None:
                         self.tracker.member(spec, outcome)
 
-                outcomes = run_members(
+                outcomes[:] = run_members(
                     specs,
                     "galray.measurement:run_member",
                     self.folder / "members",
@@ -398,6 +402,11 @@ class Pipeline:
                     on_done=on_done,
                     on_progress=on_progress,
                 )
+                finished = sum(outcome.finished for outcome in outcomes)
+                return {"finished": finished, "failed": len(outcomes) - finished}
+
+            # Members are idempotent each by its own address: the record only keeps the time.
+            self._stage("members", f"{len(specs)} members", None, work)
         for outcome in outcomes:
             if not outcome.finished:
                 self.console.warn(f"member {outcome.spec.name} failed: {outcome.error}")
@@ -426,12 +435,14 @@ class Pipeline:
         from galray.gravity import Kernel, save_field
         from galray.measurement import evaluate, measure_moments, places_of
 
+        places = places_of(self.config, store)
+        kernel = Kernel.from_settings(self.config.gravity.kernel)
+
         def work(advance: Advance) -> dict[str, Any]:
-            places = places_of(self.config, store)
-            kernel = Kernel.from_settings(self.config.gravity.kernel)
-            target = self.folder / "fields" / "moments.tmp"
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
+            with whole_folder(self.folder / "fields" / "moments") as target:
+                return fill(target, advance)
+
+        def fill(target: Path, advance: Advance) -> dict[str, float]:
             outcome: dict[str, float] = {}
             for number, spec in enumerate(specs):
 
@@ -451,9 +462,6 @@ class Pipeline:
                             kernel,
                             target / f"jackknife-{i:03d}.safetensors",
                         )
-            final = target.with_suffix("")
-            shutil.rmtree(final, ignore_errors=True)
-            target.rename(final)
             return outcome
 
         return work

@@ -9,22 +9,28 @@ from galray.config import RunConfig
 from galray.errors import GalrayError
 
 if TYPE_CHECKING:
+    from galray.ensemble import EnsembleSettings
     from galray.pipeline import Run
 
-__all__ = ["extrapolate", "parse_fraction", "plan", "sample_config"]
+__all__ = ["extrapolate", "parse_fraction", "plan", "preflight", "sample_config", "wanted_members"]
+
+NUM_FILES_LOOKED_AT = 16
+"""How many input files are opened before a run starts; the others follow when they are read."""
 
 # Per-star stages grow with the catalogue; the rest (start-up, evaluation, report) does not.
-SCALING_STAGES = ("mock", "catalog", "ensemble", "moments")
+SCALING_STAGES = ("mock", "catalog", "members", "moments")
 
 
 def plan(config: RunConfig) -> dict[str, str]:
     """What a run would do, one line per subject (``--dry-run``).
 
     Raises:
-        GalrayError: The input files are absent.
+        GalrayError: As `preflight`.
     """
     from galray import catalog
     from galray.ensemble import design
+
+    preflight(config)
 
     lines = {
         "run": f"{config.name} in {config.run_dir} (config {config.hash})",
@@ -38,9 +44,10 @@ def plan(config: RunConfig) -> dict[str, str]:
     else:
         found = catalog.plan(config.catalog)
         lines["files"] = f"{found['num_files']:,}"
-        lines["bytes"] = f"{found['num_bytes']:,}"
+        lines["bytes"] = f"{found['bytes']:,}"
     lines["shards"] = f"{config.catalog.num_shards}"
-    members = [m for m in design(config.ensemble, config.seed) if m.family in config.methods]
+    networks = set(config.methods) - {"vertical"}
+    members = design(wanted_members(config), config.seed) if networks else []
     counts = {family: sum(m.family == family for m in members) for family in config.methods}
     lines["members"] = ", ".join(f"{family} {count}" for family, count in counts.items() if count) or "none"
     lines["devices"] = _devices(config)
@@ -48,6 +55,68 @@ def plan(config: RunConfig) -> dict[str, str]:
         "off" if not config.tracking.enabled else config.tracking.uri or "sqlite beside the run directory"
     )
     return lines
+
+
+def wanted_members(config: RunConfig) -> EnsembleSettings:
+    """The design of the ensemble without the families that the run does not use."""
+    from galray.ensemble import FamilyDesign
+
+    families = ("flow", "score", "moments")
+    unused = {name: FamilyDesign(seeds=0) for name in families if name not in config.methods}
+    return config.ensemble.model_copy(update=unused)
+
+
+def preflight(config: RunConfig) -> None:
+    """Look for every mistake that can be seen before anything is started or written.
+
+    Raises:
+        GalrayError: Input files or columns are absent, the places do not fit into the ball, the baryons
+            cannot be built, a method has no members, or there are too few shards for a jackknife.
+    """
+    kind = "gaia" if config.mock is not None else _look_at_files(config)
+    if "vertical" in config.methods:
+        return
+    from galray import gravity
+    from galray.ensemble import design
+    from galray.results import Places
+
+    designed = wanted_members(config)
+    families = {name: getattr(designed, name) for name in ("flow", "score", "moments")}
+    for name in config.methods:
+        if not families[name].seeds:
+            raise GalrayError(
+                f"methods: {name} has no members", f"set ensemble.{name}.seeds = 1, or take it out of methods"
+            )
+        if kind == "states" and families[name].draws:
+            raise GalrayError(
+                f"ensemble.{name}.draws = {families[name].draws}: 6D tables have no errors to draw",
+                f"set ensemble.{name}.draws = 0",
+            )
+    design(designed, config.seed)
+    if "moments" in config.methods and config.catalog.num_shards < 3:
+        raise GalrayError(
+            f"catalog.num_shards = {config.catalog.num_shards}: a jackknife leaves out one shard at a time",
+            "set catalog.num_shards = 3 or more",
+        )
+    assert config.catalog.ball is not None
+    kernel = gravity.Kernel.from_settings(config.gravity.kernel)
+    frame, center = config.catalog.frame.build(), config.catalog.ball_center()
+    Places(config.places, frame, center, config.catalog.ball.radius_kpc, kernel.reach)
+    if config.mock is None:
+        gravity.build(config.gravity.baryons)
+
+
+def _look_at_files(config: RunConfig) -> str:
+    """Open the first input files and look for the columns that the configuration needs; their kind."""
+    from galray import catalog
+    from galray.catalog.readers import open_source
+    from galray.catalog.selection import Selection
+
+    found = catalog.plan(config.catalog)
+    for path in found["files"][:NUM_FILES_LOOKED_AT]:
+        source = open_source(path, config.catalog.release, config.catalog.rename)
+        Selection(config.catalog, source, "0" * 8, config.seed)
+    return str(found["kind"])
 
 
 def _devices(config: RunConfig) -> str:
@@ -79,12 +148,18 @@ def parse_fraction(text: str) -> float:
 
 
 def sample_config(config: RunConfig, text: str) -> RunConfig:
-    """The configuration of a run on a part: its own run directory, a part of the stars."""
+    """The configuration of a run on a part: its own run directory, a part of the stars.
+
+    Of a mock only that part is generated; of files every star is read and that part kept.
+    """
     fraction = parse_fraction(text)
     changes: dict[str, Any] = {"name": f"{config.name}-sample-{100 * fraction:g}pct"}
-    changes["catalog"] = config.catalog.model_copy(
-        update={"sample_fraction": config.catalog.sample_fraction * fraction}
-    )
+    if config.mock is not None:
+        galaxy = config.mock.galaxy
+        fewer = galaxy.model_copy(update={"num_stars": max(round(galaxy.num_stars * fraction), 1)})
+        changes["mock"] = config.mock.model_copy(update={"galaxy": fewer})
+    else:
+        changes["catalog"] = config.catalog.model_copy(update={"sample": config.catalog.sample * fraction})
     return config.model_copy(update=changes)
 
 

@@ -30,18 +30,18 @@ class PlacesSettings(Settings):
 
     heights: tuple[float, ...] = (0.5, 1.0, 1.5)
     """Heights |z| above and below the Sun's place in the plane at which a and ρ are tabulated."""
-    vertical_extent: float = Field(2.0, gt=0)
+    vertical_extent: float = Field(default=2.0, gt=0)
     """The vertical profile runs from minus to plus this height, at R0."""
-    radial_extent: float = Field(2.0, gt=0)
+    radial_extent: float = Field(default=2.0, gt=0)
     """The radial profile runs over R0 ± this, in the plane z = 0 and at `dark_height`."""
-    dark_height: float = Field(1.0, ge=0)
+    dark_height: float = Field(default=1.0, ge=0)
     """Height of the radial profile of ρ_DM, clear of the disc."""
-    num_profile_points: int = Field(17, ge=3)
+    num_profile_points: int = Field(default=17, ge=3)
     average_heights: tuple[float, float] = (0.5, 2.0)
     """ρ_DM is averaged over these |z|, both sides, on the cylinder R = R0."""
-    average_arc: float = Field(1.5, ge=0)
+    average_arc: float = Field(default=1.5, ge=0)
     """Half length along the Solar circle of the region of that average."""
-    num_map_points: int = Field(17, ge=3)
+    num_map_points: int = Field(default=17, ge=3)
     """Points per side of the x–z map."""
 
     @model_validator(mode="after")
@@ -49,6 +49,8 @@ class PlacesSettings(Settings):
         low, high = self.average_heights
         if not 0 <= low < high:
             raise ValueError(f"average_heights: need 0 <= low < high, got {low}, {high}")
+        if not self.heights or min(self.heights) <= 0 or len(set(self.heights)) < len(self.heights):
+            raise ValueError(f"heights: need one or more, above zero, each once, got {list(self.heights)}")
         return self
 
 

@@ -16,7 +16,7 @@ from galray.config import RunConfig, to_toml
 from galray.errors import GalrayError
 from galray.provenance import content_hash, now, write_atomic
 
-__all__ = ["RunDirectory", "read_json"]
+__all__ = ["RunDirectory", "read_json", "whole_folder"]
 
 
 def read_json(path: Path) -> Any:
@@ -35,6 +35,25 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder that is filled under a temporary name and takes its own, over an old one, when it is whole.
+
+    Arguments:
+        final: The folder's name in the end.
+    """
+    temporary = final.with_name(f"{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+
+
 class RunDirectory:
     """Where one run lives.
 
@@ -48,6 +67,33 @@ class RunDirectory:
         self.path = config.run_dir.resolve()
         self.overwrite = overwrite
 
+    def check(self) -> bool:
+        """Look whether this configuration may use the directory; nothing is written.
+
+        Returns:
+            Whether it holds another configuration's run, which `claim` will discard.
+
+        Raises:
+            GalrayError: It belongs to another configuration (and is not to be overwritten), or is no run
+                directory.
+        """
+        stamp = self.path / "config_hash"
+        if self.path.exists() and not self.path.is_dir():
+            raise GalrayError(f"{self.path}: is a file", "choose another name or output")
+        if stamp.is_file():
+            found = stamp.read_text().strip()
+            if found != self.config.hash and not self.overwrite:
+                raise GalrayError(
+                    f"{self.path}: belongs to another configuration ({found}, not {self.config.hash})",
+                    "choose another name with --set name=…, or discard it with --overwrite",
+                )
+            return found != self.config.hash
+        if self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise GalrayError(
+                f"{self.path}: is neither empty nor a run directory", "choose another name or output"
+            )
+        return False
+
     def claim(self) -> None:
         """Create the directory, or go on in it if this configuration made it.
 
@@ -55,21 +101,8 @@ class RunDirectory:
             GalrayError: It belongs to another configuration, is not a run directory, or cannot be written.
         """
         stamp = self.path / "config_hash"
-        if self.path.exists() and not self.path.is_dir():
-            raise GalrayError(f"{self.path}: is a file", "choose another name or output")
-        if stamp.is_file():
-            found = stamp.read_text().strip()
-            if found != self.config.hash:
-                if not self.overwrite:
-                    raise GalrayError(
-                        f"{self.path}: belongs to another configuration ({found}, not {self.config.hash})",
-                        "choose another name with --set name=…, or discard it with --overwrite",
-                    )
-                self._discard()
-        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
-            raise GalrayError(
-                f"{self.path}: is neither empty nor a run directory", "choose another name or output"
-            )
+        if self.check():
+            self._discard()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path / "config.toml", to_toml(self.config))
@@ -90,9 +123,13 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keep other processes out while this one works; the lock goes with the process, however it ends.
 
+        A directory that was new, and in which a mistake of the user's ended the work before any stage was
+        done, is removed again: it would only stand in the way of the mended configuration.
+
         Raises:
             GalrayError: Another process works here.
         """
+        new = not self.path.is_dir() or not any(p.name != ".lock" for p in self.path.iterdir())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = (self.path / ".lock").open("a+")
@@ -114,7 +151,12 @@ class RunDirectory:
             stream.truncate(0)
             stream.write(str(os.getpid()))
             stream.flush()
-            yield
+            try:
+                yield
+            except GalrayError:
+                if new and not self.stage_seconds():
+                    shutil.rmtree(self.path, ignore_errors=True)
+                raise
 
     def is_done(self, name: str, inputs: Any) -> bool:
         """Whether the stage's record says that the same inputs were worked on to the end."""

@@ -49,6 +49,8 @@ class FieldEnsemble:
 
         fields: dict[str, list[tuple[str, Any]]] = {}
         for result in sorted((folder / "members").glob("[0-9][0-9][0-9]*/result.json")):
+            if json.loads(result.read_text())["status"] != "finished":
+                continue
             spec = MemberSpec.from_dict(json.loads((result.parent / "spec.json").read_text()))
             fields.setdefault(spec.family, []).append((spec.varied, load_field(result.parent / "field")))
         if (folder / "fields" / "moments" / "field").exists():

@@ -1,1 +1,129 @@
+"""From f or its score to acceleration a(x), mass density ρ(x) and dark matter."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from galray.gravity.settings import (
+    BaryonSettings,
+    GravitySettings,
+    HaloSettings,
+    KernelSettings,
+    LeastSquaresSettings,
+    MomentsSettings,
+    PotentialSettings,
+)
+
+if TYPE_CHECKING:
+    from galray.gravity.baryons import Baryons, build
+    from galray.gravity.boltzmann import LeastSquaresField, least_squares
+    from galray.gravity.equilibrium import (
+        Agreement,
+        Verdict,
+        agreement,
+        azimuthal_acceleration,
+        boltzmann_residuals,
+        north_south,
+        verdict,
+    )
+    from galray.gravity.halo import (
+        AveragingPoints,
+        NFWFit,
+        averaging_points,
+        circular_velocity,
+        fit_nfw,
+        surface_density,
+        valid_positions,
+        vertical_force,
+    )
+    from galray.gravity.moments import Moments, MomentSums
+    from galray.gravity.poisson import Kernel, check_region, smooth, smoothed_density
+    from galray.gravity.potential import PotentialField, fit_potential
+    from galray.gravity.region import AccelerationField, Region
+    from galray.gravity.spline_field import SplineField
+    from galray.gravity.spline_fit import fit_spline_to_accelerations
+    from galray.gravity.store import MeanField, load_field, save_field
+
+# Where each public name lives: settings are read at every start, torch and scipy only when used.
+_HOMES = {
+    "baryons": ("Baryons", "build"),
+    "boltzmann": ("LeastSquaresField", "least_squares"),
+    "equilibrium": (
+        "Agreement",
+        "Verdict",
+        "agreement",
+        "azimuthal_acceleration",
+        "boltzmann_residuals",
+        "north_south",
+        "verdict",
+    ),
+    "halo": (
+        "AveragingPoints",
+        "NFWFit",
+        "averaging_points",
+        "circular_velocity",
+        "fit_nfw",
+        "surface_density",
+        "valid_positions",
+        "vertical_force",
+    ),
+    "moments": ("MomentSums", "Moments"),
+    "poisson": ("Kernel", "check_region", "smooth", "smoothed_density"),
+    "potential": ("PotentialField", "fit_potential"),
+    "region": ("AccelerationField", "Region"),
+    "spline_field": ("SplineField",),
+    "spline_fit": ("fit_spline_to_accelerations",),
+    "store": ("MeanField", "load_field", "save_field"),
+}
+
+__all__ = [
+    "AccelerationField",
+    "Agreement",
+    "AveragingPoints",
+    "BaryonSettings",
+    "Baryons",
+    "GravitySettings",
+    "HaloSettings",
+    "Kernel",
+    "KernelSettings",
+    "LeastSquaresField",
+    "LeastSquaresSettings",
+    "MeanField",
+    "MomentSums",
+    "Moments",
+    "MomentsSettings",
+    "NFWFit",
+    "PotentialField",
+    "PotentialSettings",
+    "Region",
+    "SplineField",
+    "Verdict",
+    "agreement",
+    "averaging_points",
+    "azimuthal_acceleration",
+    "boltzmann_residuals",
+    "build",
+    "check_region",
+    "circular_velocity",
+    "fit_nfw",
+    "fit_potential",
+    "fit_spline_to_accelerations",
+    "least_squares",
+    "load_field",
+    "north_south",
+    "save_field",
+    "smooth",
+    "smoothed_density",
+    "surface_density",
+    "valid_positions",
+    "verdict",
+    "vertical_force",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"galray.gravity.{module}"), name)
+    raise AttributeError(f"module 'galray.gravity' has no attribute '{name}'")

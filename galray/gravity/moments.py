@@ -59,7 +59,8 @@ class MomentSums:
     def __add__(self, other: MomentSums) -> MomentSums:
         if self.key != other.key:
             raise GalrayError(
-                "sums of moments with different settings or balls cannot be added", "make both with one Moments"
+                "sums of moments with different settings or balls cannot be added",
+                "make both with one Moments",
             )
         return MomentSums(
             self.matrix + other.matrix,
@@ -112,15 +113,17 @@ class Moments:
             GalrayError: Wrong shapes, values that are not finite, or no star in the ball.
         """
         stars, mass, outside = self._inside(w, weights)
-        matrix, vector, counts = self._first_pass(stars, mass)
+        matrix, vector, counts, power = self._first_pass(stars, mass)
         if pilot is None:
-            theta = self._own_pilot(matrix, vector, counts)
+            theta = self._own_pilot(matrix, vector, power, counts)
         else:
             theta = to_numpy(getattr(pilot, "parameters", pilot))
         scatter = self._second_pass(stars, mass, theta)
         return MomentSums(matrix, vector, scatter, counts, len(stars), outside, self.key)
 
-    def fit(self, w: Any, weights: Any = None, *, num_blocks: int = 10) -> tuple[SplineField, list[MomentSums]]:
+    def fit(
+        self, w: Any, weights: Any = None, *, num_blocks: int = 10
+    ) -> tuple[SplineField, list[MomentSums]]:
         """Two passes over stars in memory: a pilot, then the weighted solution.
 
         Arguments:
@@ -138,7 +141,9 @@ class Moments:
         first = [self.sums(w[part], weights[part]) for part in parts]
         pilot = self.solve(first)
         blocks = [
-            replace(block, scatter=self._second_pass(*self._inside(w[part], weights[part])[:2], pilot.parameters))
+            replace(
+                block, scatter=self._second_pass(*self._inside(w[part], weights[part])[:2], pilot.parameters)
+            )
             for block, part in zip(first, parts, strict=True)
         ]
         return self.solve(blocks), blocks
@@ -186,10 +191,11 @@ class Moments:
         radius = np.maximum(np.hypot(stars[:, 0], stars[:, 1]), 1e-12)
         return [(stars[:, 0] * stars[:, 3] + stars[:, 1] * stars[:, 4]) / radius, stars[:, 5]]
 
-    def _first_pass(self, stars: Array, mass: Array) -> tuple[Array, Array, Array]:
+    def _first_pass(self, stars: Array, mass: Array) -> tuple[Array, Array, Array, Array]:
         num_tests, num = self.tests.size, len(self.functions)
         matrix = np.zeros((num, num_tests, self.basis.size))
         vector = np.zeros((num, num_tests))
+        power = np.zeros((num, num_tests))  # the moments' scatter before gravity is known
         counts = np.zeros(num_tests)
         for test_cell, cell, rows, t in self._groups(stars):
             block, weight = stars[rows], mass[rows]
@@ -198,12 +204,19 @@ class Moments:
             k, p = self.tests.indices(test_cell), self.basis.indices(cell)
             counts[k] += len(rows)
             for i, (value, free, pulls) in enumerate(self._velocity_functions(block)):
-                vector[i, k] += (weight * value) @ flow
+                psi = (weight * value)[:, None] * flow
                 if free is not None:
-                    vector[i, k] += (weight * free) @ h
+                    psi += (weight * free)[:, None] * h
+                vector[i, k] += psi.sum(0)
+                power[i, k] += np.einsum("nk,nk->k", psi, psi)
                 for j, pull in pulls.items():
                     matrix[i][np.ix_(k, p)] += ((weight * pull)[:, None] * h).T @ slopes[j]
-        return matrix.reshape(-1, self.basis.size), vector.reshape(-1), np.tile(counts, num)
+        return (
+            matrix.reshape(-1, self.basis.size),
+            vector.reshape(-1),
+            np.tile(counts, num),
+            power.reshape(-1),
+        )
 
     def _second_pass(self, stars: Array, mass: Array, theta: Array) -> Array:
         num_tests, num = self.tests.size, len(self.functions)
@@ -262,13 +275,15 @@ class Moments:
     # -- solution --------------------------------------------------------------------------------------
 
     def _system(self) -> LinearSystem:
-        return LinearSystem(self.basis.reduction(north_south=self.settings.north_south), self.basis.roughness())
+        return LinearSystem(
+            self.basis.reduction(north_south=self.settings.north_south), self.basis.roughness()
+        )
 
-    def _own_pilot(self, matrix: Array, vector: Array, counts: Array) -> Array:
-        """A rough θ for the weighting: moments scaled by their counts, mild penalty."""
-        scatter = np.diag(np.maximum(counts, 1.0))
+    def _own_pilot(self, matrix: Array, vector: Array, power: Array, counts: Array) -> Array:
+        """A rough θ for the weighting: moments scaled by their power, mild penalty."""
+        scatter = np.diag(np.maximum(power, 1e-12 * power.max()))
         return solve(
-            self._system(), matrix, vector, scatter, counts >= self.settings.min_stars, penalty=(1e-4,)
+            self._system(), matrix, vector, scatter, counts >= self.settings.min_stars, penalty=(1e-3,)
         ).parameters
 
     def solve(self, sums: Sequence[MomentSums], *, penalty: Any = None) -> SplineField:
@@ -343,12 +358,14 @@ class Moments:
             total = total + block
         if total.key != self.key:
             raise GalrayError(
-                "these sums were made with other settings or another ball", "sum and solve with the same Moments"
+                "these sums were made with other settings or another ball",
+                "sum and solve with the same Moments",
             )
         usable = total.counts >= self.settings.min_stars
         if usable.sum() < self.basis.size // 2 or total.num_stars < self.basis.size:
             raise GalrayError(
-                f"{total.num_stars} stars give {int(usable.sum())} usable moments for {self.basis.size} splines",
+                f"{total.num_stars} stars give {int(usable.sum())} usable moments for {self.basis.size} "
+                "splines",
                 "take more stars, fewer moments.num_potential_splines or a smaller moments.min_stars",
             )
         return total, usable
@@ -371,7 +388,7 @@ class Moments:
 
 
 def _window(s2: Array, flat: float) -> tuple[Array, Array]:
-    """The window W and dW/d(s²), of s² = |x − centre|²/radius²: 1 inside `flat`, 0 from 1 on, twice smooth."""
+    """The window and its derivative by s² = |x − centre|²/radius²: 1 inside `flat`, 0 from 1 on."""
     inner = flat**2
     u = np.clip((1.0 - s2) / (1.0 - inner), 0.0, 1.0)
     return u**3 * (10 - 15 * u + 6 * u * u), -30 * u**2 * (1 - u) ** 2 / (1.0 - inner)

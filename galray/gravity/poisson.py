@@ -50,7 +50,9 @@ class Kernel:
         azimuthal_nodes: int = 8,
     ) -> None:
         if min(h) <= 0 or truncate <= 0:
-            raise GalrayError(f"kernel widths {h} cut at {truncate}", "give positive widths in kpc and a positive cut")
+            raise GalrayError(
+                f"kernel widths {h} cut at {truncate}", "give positive widths in kpc and a positive cut"
+            )
         self.h = (float(h[0]), float(h[1]), float(h[2]))
         self.truncate = float(truncate)
         nodes, weights = np.polynomial.legendre.leggauss(radial_nodes)

@@ -84,7 +84,8 @@ def as_region(ball: Any) -> Region:
     radius = float(ball.radius)
     if len(center) != 3 or not radius > 0:
         raise GalrayError(
-            f"a ball of centre {center} and radius {radius}", "give three coordinates and a radius above 0 kpc"
+            f"a ball of centre {center} and radius {radius}",
+            "give three coordinates and a radius above 0 kpc",
         )
     return Region((center[0], center[1], center[2]), radius)
 

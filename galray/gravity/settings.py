@@ -31,13 +31,13 @@ class KernelSettings(Settings):
 
     widths_kpc: tuple[float, float, float] = (0.5, 0.5, 0.2)
     """Standard deviations along x, y and z."""
-    truncate: float = Field(2.0, gt=0, le=6)
+    truncate: float = Field(default=2.0, gt=0, le=6)
     """The kernel ends at the ellipsoid of this many standard deviations."""
-    radial_nodes: int = Field(6, ge=2, le=64)
+    radial_nodes: int = Field(default=6, ge=2, le=64)
     """Quadrature nodes from the centre of the kernel to its surface."""
-    polar_nodes: int = Field(16, ge=4, le=256)
+    polar_nodes: int = Field(default=16, ge=4, le=256)
     """Quadrature nodes from pole to pole (even: north and south get mirrored nodes)."""
-    azimuthal_nodes: int = Field(8, ge=4, le=256)
+    azimuthal_nodes: int = Field(default=8, ge=4, le=256)
     """Quadrature nodes around the z axis (even)."""
 
     @field_validator("widths_kpc")
@@ -62,16 +62,16 @@ class MomentsSettings(Settings):
     concentration: tuple[float, ...] = ()
     """β per coordinate: spline cells shrink towards the plane z = 0, and along x and y towards the centre
     (break points ∝ sinh(βt)); 0 gives equal cells; () takes (0, 2) for Rz and (0, 0, 2) for xyz."""
-    window: float = Field(0.5, ge=0, lt=1)
+    window: float = Field(default=0.5, ge=0, lt=1)
     """The window on |x − centre| is 1 up to this fraction of the radius and falls to 0 at the border."""
     north_south: bool = False
     """Force Φ(z) = Φ(−z)."""
-    penalty: float | Literal["cv", "cp", "evidence"] = "evidence"
+    penalty: float | Literal["cv", "cp", "evidence"] = "cv"
     """Strength of the third-difference penalty, or how to choose it: cross-validation over blocks,
     Mallows' C_p, or the marginal likelihood of the moments."""
-    penalty_steps: int = Field(7, ge=2, le=30)
+    penalty_steps: int = Field(default=7, ge=2, le=30)
     """Strengths tried per direction when the penalty is chosen."""
-    min_stars: int = Field(30, ge=2)
+    min_stars: int = Field(default=30, ge=2)
     """Test functions that rest on fewer stars are left out."""
 
     @model_validator(mode="after")
@@ -116,9 +116,9 @@ class LeastSquaresSettings(Settings):
 
     form: Literal["instrument", "stein", "plain"] = "instrument"
     """Which estimating equation: see `galray.gravity.boltzmann`."""
-    num_velocities: int = Field(2000, ge=8)
+    num_velocities: int = Field(default=2000, ge=8)
     """Velocities drawn at each position."""
-    batch_size: int = Field(50_000, gt=0)
+    batch_size: int = Field(default=50_000, gt=0)
     """Phase-space points scored at once."""
 
 
@@ -132,24 +132,24 @@ class PotentialSettings(Settings):
     base: Literal["Rz", "xyz"] = "xyz"
     """Coordinates of the spline."""
     base_splines: tuple[int, ...] = ()
-    """Splines along each coordinate; () takes (7, 13) for Rz and (6, 6, 9) for xyz."""
+    """Splines along each coordinate; () takes (7, 13) for Rz and (6, 6, 13) for xyz."""
     concentration: tuple[float, ...] = ()
     """β per coordinate of the spline's cells, as in the moments; () takes (0, 2) or (0, 0, 2)."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[int, ...] = (64, 128)
     """Widths of the network's hidden layers."""
-    epochs: int = Field(12, ge=1)
+    epochs: int = Field(default=6, ge=1)
     """Passes over the stars."""
-    batch_size: int = Field(2048, ge=16)
+    batch_size: int = Field(default=2048, ge=16)
     """Stars per step."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     """Adam's largest step; it falls to zero along a cosine."""
-    max_stars: int = Field(150_000, ge=100)
+    max_stars: int = Field(default=150_000, ge=100)
     """Stars used by the network at most (a random part of a larger catalogue; the spline uses all)."""
-    max_radius: float = Field(0.95, gt=0, le=1)
+    max_radius: float = Field(default=0.95, gt=0, le=1)
     """Stars fade out towards this fraction of the ball's radius, where scores are worst."""
-    positivity: float = Field(0.0, ge=0)
+    positivity: float = Field(default=0.0, ge=0)
     """Weight of the penalty on negative mass density (network only)."""
-    validation_fraction: float = Field(0.1, gt=0, lt=0.9)
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.9)
     """Part of the stars that selects the best epoch."""
 
     @model_validator(mode="after")
@@ -165,8 +165,7 @@ class PotentialSettings(Settings):
     @property
     def splines(self) -> tuple[int, ...]:
         """The number of base splines along each coordinate, defaults filled in."""
-        return self.base_splines or ((7, 13) if self.base == "Rz" else (6, 6, 9))
-
+        return self.base_splines or ((7, 13) if self.base == "Rz" else (6, 6, 13))
 
     @property
     def concentrations(self) -> tuple[float, ...]:
@@ -183,7 +182,7 @@ class BaryonSettings(Settings):
     """TOML table of layers (`table` only), in the form of galray/gravity/data/mckee2015.toml."""
     potential: dict | None = None
     """`galray.potentials` description of the baryons (`potential` only)."""
-    relative_error: float = Field(0.0, ge=0)
+    relative_error: float = Field(default=0.0, ge=0)
     """Relative uncertainty of the mass of a `potential` model."""
 
     @model_validator(mode="after")
@@ -196,15 +195,15 @@ class BaryonSettings(Settings):
 class HaloSettings(Settings):
     """Where the dark matter density is averaged and what is fitted to it."""
 
-    min_height_kpc: float = Field(0.5, ge=0)
+    min_height_kpc: float = Field(default=0.5, ge=0)
     """|z| of the average begins here (the disc's baryons dominate below)."""
-    max_height_kpc: float = Field(2.0, gt=0)
+    max_height_kpc: float = Field(default=2.0, gt=0)
     """and ends here."""
-    max_radius_offset_kpc: float = Field(0.3, ge=0)
+    max_radius_offset_kpc: float = Field(default=0.3, ge=0)
     """|R − R0| of the average is at most this."""
-    max_distance_y_kpc: float = Field(1.5, ge=0)
+    max_distance_y_kpc: float = Field(default=1.5, ge=0)
     """|arc| along the Solar circle is at most this."""
-    nfw_scale_radius_kpc: float | None = Field(None, gt=0)
+    nfw_scale_radius_kpc: float | None = Field(default=None, gt=0)
     """Fix the scale radius of the NFW fit, which a ball of a few kpc hardly constrains."""
 
     @model_validator(mode="after")

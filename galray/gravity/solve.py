@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ class Solution:
 
     Attributes:
         parameters: θ, shape (splines,).
-        covariance: Sampling covariance H⁻¹AᵀΩ⁻¹A H⁻¹, H = AᵀΩ⁻¹A + λP: the scatter of θ from sample to sample.
+        covariance: H⁻¹AᵀΩ⁻¹A H⁻¹, H = AᵀΩ⁻¹A + λP: the scatter of θ from sample to sample.
         posterior: H⁻¹, which holds the squared bias of the penalty too, on average over potentials as
             rough as the penalty expects (Wahba 1983, Nychka 1988).
         penalty: λ per direction.
@@ -107,18 +107,16 @@ def solve(
 
     num = len(roughness)
     if isinstance(penalty, str):
-        whitened = [(whiten(a @ reduction), whiten(b)) for a, b in folds] if folds else []
-        parts = [(d.T @ d, d.T @ t, float(t @ t), d, t) for d, t in whitened]
+        held_out = [(whiten(a @ reduction), whiten(b)) for a, b in folds] if folds else []
+        rest = [((design - d).T @ (design - d), (design - d).T @ (target - t)) for d, t in held_out]
 
         def score(strength: tuple[float, ...]) -> float:
             h = hessian(strength)
             if penalty == "cv":
                 total = 0.0
-                for _, _, _, d, t in parts:
-                    # the held-out block enters the training sums linearly
-                    train_d, train_t = design - d, target - t
+                for (d, t), (train_gram, train_moment) in zip(held_out, rest, strict=True):
                     theta = linalg.solve(
-                        train_d.T @ train_d + h - gram, train_d.T @ train_t, assume_a="pos", check_finite=False
+                        train_gram + (h - gram), train_moment, assume_a="pos", check_finite=False
                     )
                     total += float(((t - d @ theta) ** 2).sum())
                 return total
@@ -156,7 +154,7 @@ def solve(
     )
 
 
-def _search(score, num: int, steps: int) -> tuple[float, ...]:  # type: ignore[no-untyped-def]
+def _search(score: Callable[[tuple[float, ...]], float], num: int, steps: int) -> tuple[float, ...]:
     """Coordinate-wise search of log λ: a coarse scan of equal strengths, then each direction on its own."""
     grid = np.linspace(-9.0, 1.0, max(steps, 2))
     width = grid[1] - grid[0]

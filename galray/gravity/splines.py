@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -157,9 +157,7 @@ class TensorBasis:
             Shape (n, 4^d), in the order of `indices`.
         """
         corner = np.unravel_index(cell, self.cell_shape)
-        return _product(
-            [axis.local(t[:, i], corner[i], orders[i]) for i, axis in enumerate(self.axes)]
-        )
+        return _product([axis.local(t[:, i], corner[i], orders[i]) for i, axis in enumerate(self.axes)])
 
     def local_and_slopes(self, t: Array, cell: Any) -> tuple[Array, list[Array]]:
         """The local splines (n, 4^d) and their first derivatives along each own coordinate."""
@@ -184,9 +182,7 @@ class TensorBasis:
         if self.kind == "xyz":
             return self.indices(cell), np.stack(slopes, 1)
         unit = x[:, :2] / np.maximum(t[:, :1], _AXIS_KPC)
-        return self.indices(cell), np.stack(
-            [slopes[0] * unit[:, :1], slopes[0] * unit[:, 1:], slopes[1]], 1
-        )
+        return self.indices(cell), np.stack([slopes[0] * unit[:, :1], slopes[0] * unit[:, 1:], slopes[1]], 1)
 
     def laplacian(self, x: Array) -> tuple[NDArray[np.intp], Array]:
         """Spline numbers (n, 4^d) and ∇²B (n, 4^d) in 1/kpc² at positions x (n, 3)."""
@@ -212,7 +208,7 @@ class TensorBasis:
         """One roughness matrix (size, size) per coordinate: third differences along it."""
         out = []
         for i in range(len(self.axes)):
-            matrix = np.ones((1, 1))
+            matrix: Any = np.ones((1, 1))
             for j, axis in enumerate(self.axes):
                 matrix = np.kron(matrix, axis.roughness if i == j else axis.gram)
             out.append(matrix)
@@ -236,7 +232,7 @@ class TensorBasis:
                 for k in range(axis.size):
                     m[k, min(k, axis.size - 1 - k)] = 1.0
             maps.append(m)
-        out = np.ones((1, 1))
+        out: Any = np.ones((1, 1))
         for m in maps:
             out = np.kron(out, m)
         return out
@@ -271,7 +267,7 @@ def ball_axes(
     spans = [(distance - radius, distance + radius)] if kind == "Rz" else []
     spans = spans or [(center[i] - radius, center[i] + radius) for i in range(2)]
     reach = radius + abs(center[2])
-    axes = []
+    axes: list[SplineAxis] = []
     for (lo, hi), size, beta in zip([*spans, (-reach, reach)], sizes, concentration, strict=True):
         cells = size - _DEGREE
         if kind == "Rz" and not axes and lo < 0:

@@ -1,0 +1,356 @@
+"""a = −∇Φ fitted to the score at the stars, Φ a spline plus a network.
+
+Every star gives one residual r(a) = v·sₓ + a(x)·sᵥ of the Boltzmann equation. With the instrument z(x, v)
+of `galray.gravity.instrument` the estimating equation E[z r | x] = 0 holds for the true a whatever the noise
+in the score, provided that it is not correlated with z. A linear system gives the spline; the network ψ then
+learns what the spline misses by following the pseudo-gradient of −⟨stopgrad(z r), a(x)⟩, whose expectation
+is Σ⁻¹(a − a_true). Nothing is assumed about symmetry; a potential makes a(x) free of curl.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from galray.errors import GalrayError
+from galray.gravity.instrument import VelocityMoments
+from galray.gravity.region import Region, as_positions, as_region
+from galray.gravity.settings import PotentialSettings
+from galray.gravity.spline_field import SplineField
+from galray.gravity.spline_fit import fit_spline_to_residuals, spline_basis
+from galray.gravity.splines import Array, to_numpy
+from galray.units import G
+
+__all__ = ["PotentialField", "PotentialNetwork", "fit_potential"]
+
+
+_FIRST_GAIN = 4.0  # on the first layer: Φ has to bend within a small part of the ball
+
+
+class PotentialNetwork(nn.Module):
+    """ψ(x): a multilayer perceptron of smooth coordinates in a ball.
+
+    The inputs are the Cartesian coordinates in units of the ball's radius, plain and stretched about its
+    centre, and, for a ball away from the axis, cylindrical ones and a stretched height too: they make a disc
+    easy to learn and exclude nothing.
+
+    Arguments:
+        region: The ball.
+        hidden: Widths of the hidden layers.
+        scale: Unit of the output, (km/s)².
+    """
+
+    def __init__(self, region: Region, hidden: tuple[int, ...], scale: float) -> None:
+        super().__init__()
+        self.region = region
+        self.scale = scale
+        self.off_axis = math.hypot(region.center[0], region.center[1]) > region.radius
+        sizes = [10 if self.off_axis else 6, *hidden, 1]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        with torch.no_grad():
+            first.weight.mul_(_FIRST_GAIN)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The inputs (n, F) at positions x (n, 3)."""
+        center, radius = x.new_tensor(self.region.center), self.region.radius
+        centred = (x - center) / radius
+        parts = [centred, torch.asinh(6 * centred)]
+        if self.off_axis:
+            axis = math.hypot(self.region.center[0], self.region.center[1])
+            # rotated so that the cut of the azimuth lies opposite the ball
+            along = (x[:, 0] * center[0] + x[:, 1] * center[1]) / axis
+            across = (x[:, 0] * center[1] - x[:, 1] * center[0]) / axis
+            parts.append(
+                torch.stack(
+                    [
+                        (torch.hypot(x[:, 0], x[:, 1]) - axis) / radius,
+                        torch.atan2(across, along) * axis / radius,
+                        torch.asinh(10 * x[:, 2] / radius) / 3,
+                        torch.sqrt((10 * x[:, 2] / radius).square() + 1).log() / 3,
+                    ],
+                    1,
+                )
+            )
+        return torch.cat(parts, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ψ in (km/s)² at positions x (n, 3), shape (n,)."""
+        h = self.features(x)
+        for layer in self.layers[:-1]:
+            h = nn.functional.silu(layer(h))
+        return self.layers[-1](h)[:, 0] * self.scale
+
+    def gradient(self, features: Tensor, jacobian: Tensor) -> Tensor:
+        """∇ψ (n, 3) from the inputs (n, F) and their Jacobian (n, 3, F), by pushing tangents forward."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return (self.hidden_gradient(features, jacobian) @ last.weight.T)[..., 0] * self.scale
+
+    def hidden_gradient(self, features: Tensor, jacobian: Tensor) -> Tensor:
+        """Gradients (n, 3, H) of the last hidden layer's H outputs, arguments as in `gradient`."""
+        h, t = features, jacobian
+        for layer in self.layers[:-1]:
+            assert isinstance(layer, nn.Linear)
+            y = layer(h)
+            gate = torch.sigmoid(y)
+            h = y * gate
+            t = (gate * (1 + y * (1 - gate)))[:, None] * (t @ layer.weight.T)
+        return t
+
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs and their Jacobian at positions x (n, 3), for `gradient`."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            f = self.features(x)
+            columns = [torch.autograd.grad(f[:, k].sum(), x, retain_graph=True)[0] for k in range(f.shape[1])]
+        return f.detach(), torch.stack(columns, -1)
+
+
+class PotentialField:
+    """Φ = spline + ψ inside a ball.
+
+    Arguments:
+        base: The spline part.
+        network: ψ, evaluated in float64.
+        curve: Validation figure of each epoch, for the report.
+    """
+
+    def __init__(
+        self, base: SplineField, network: PotentialNetwork, curve: list[dict[str, float]] | None = None
+    ) -> None:
+        self.base = base
+        self.region: Region = base.region
+        self.network = copy.deepcopy(network).double().eval().requires_grad_(False)
+        self.curve = list(curve or [])
+
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*), up to a constant."""
+        x = as_positions(x)
+        return self.base.potential(x) + self.network(x.reshape(-1, 3)).reshape(x.shape[:-1])
+
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) = −∇Φ in (km/s)²/kpc, shape (*, 3)."""
+        x = as_positions(x)
+        parts = [self.network.gradient(*self.network.inputs(c)) for c in x.reshape(-1, 3).split(65_536)]
+        return self.base.acceleration(x) - torch.cat(parts).reshape(x.shape)
+
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) = ∇²Φ/4πG in Msun/kpc³, shape (*)."""
+        x = as_positions(x)
+        parts = [_laplacian(self.network, c).detach() for c in x.reshape(-1, 3).split(65_536)]
+        return self.base.mass_density(x) + torch.cat(parts).reshape(x.shape[:-1]) / (4 * math.pi * G)
+
+
+def fit_potential(
+    model_or_scores: Any,
+    w: Any,
+    settings: PotentialSettings,
+    *,
+    seed: int,
+    ball: Any = None,
+    weights: Any = None,
+    on_epoch: Any = None,
+) -> PotentialField | SplineField:
+    """Fit Φ to the score at the stars, or at draws from a flow.
+
+    Arguments:
+        model_or_scores: Scores ∇log f at `w`, shape (n, 6), or a model with ``score(w)``.
+        w: States (n, 6) in kpc and km/s: the stars, or samples of the model.
+        settings: Spline, network and training.
+        seed: Seed of the network's start and of its batches.
+        ball: The ball of the stars; None takes ``model.ball``.
+        weights: One weight per star (n,), or None.
+        on_epoch: Called with the dict of each epoch.
+
+    Returns:
+        A `SplineField` for ``basis = "spline"``, else a `PotentialField`.
+
+    Raises:
+        GalrayError: No ball, shapes that do not match, values that are not finite, or too few stars.
+    """
+    ball = ball if ball is not None else getattr(model_or_scores, "ball", None)
+    if ball is None:
+        raise GalrayError(
+            "fit_potential does not know the ball of the stars", "give ball=Ball(center, radius)"
+        )
+    region = as_region(ball)
+    states = to_numpy(w)
+    scores = _scores_at(model_or_scores, w)
+    if states.ndim != 2 or states.shape[1] != 6 or scores.shape != states.shape:
+        raise GalrayError(
+            f"states of shape {states.shape} with scores of shape {scores.shape}", "both must be (n, 6)"
+        )
+    factor = np.ones(len(states)) if weights is None else to_numpy(weights)
+    distance = np.linalg.norm(states[:, :3] - np.array(region.center), axis=1) / region.radius
+    factor = factor * _taper(distance / settings.max_radius)
+    keep = (factor > 0) & np.isfinite(scores).all(1)
+    if (lost := int(((factor > 0) & ~keep).sum())) > 0.01 * len(states):
+        raise GalrayError(
+            f"{lost} of {len(states)} scores are not finite", "the model has diverged: train it again"
+        )
+    basis = spline_basis(settings, region)
+    if keep.sum() < basis.size:
+        raise GalrayError(
+            f"{int(keep.sum())} stars within {settings.max_radius:g} of the ball for {basis.size} splines",
+            "take more stars or fewer base_splines",
+        )
+    states, scores, factor = states[keep], scores[keep], factor[keep]
+    streaming = (states[:, 3:] * scores[:, :3]).sum(1)
+    if settings.form == "instrument":
+        z = VelocityMoments(states, region).instrument(states)
+    else:
+        z = -scores[:, 3:]
+    base = fit_spline_to_residuals(states[:, :3], z, scores[:, 3:], streaming, factor, basis, region)
+    if settings.basis == "spline":
+        return base
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(states))[: settings.max_stars]
+    return _train(
+        base,
+        states[chosen, :3],
+        z[chosen],
+        scores[chosen, 3:],
+        streaming[chosen],
+        factor[chosen],
+        settings,
+        rng,
+        on_epoch,
+    )
+
+
+def _train(
+    base: SplineField,
+    x: Array,
+    z: Array,
+    score_v: Array,
+    streaming: Array,
+    factor: Array,
+    settings: PotentialSettings,
+    rng: np.random.Generator,
+    on_epoch: Any,
+) -> PotentialField:
+    region = base.region
+    # units in which z, sᵥ and the acceleration are of order one
+    speed = 1.0 / math.sqrt(float((z**2).mean()))
+    unit = speed**2 / region.radius
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        network = PotentialNetwork(region, settings.hidden, speed**2)
+    last = network.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)  # the fit starts from the spline
+    positions = torch.from_numpy(x)
+    features, jacobian = (t.float() for t in network.double().inputs(positions))
+    network.float()
+    start = (base.acceleration(positions) / unit).float()
+    zs = torch.from_numpy(z * speed).float()
+    sv = torch.from_numpy(score_v * speed).float()
+    c = torch.from_numpy(streaming * region.radius / speed).float()
+    weight = torch.from_numpy(factor / factor.mean()).float()
+    order = torch.from_numpy(rng.permutation(len(x)))
+    num_held = max(1, round(settings.validation_fraction * len(x)))
+    held, train = order[:num_held], order[num_held:]
+    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
+
+    def acceleration(rows: Tensor) -> Tensor:
+        return start[rows] - network.gradient(features[rows], jacobian[rows]) / unit
+
+    def validate() -> float:
+        """−⟨(z·a)(v·sₓ + ½ sᵥ·a)⟩: its expectation is smallest at the true a."""
+        with torch.no_grad():
+            total = 0.0
+            for rows in held.split(65_536):
+                a = acceleration(rows)
+                value = -(zs[rows] * a).sum(1) * (c[rows] + (sv[rows] * a).sum(1) / 2)
+                total += float((weight[rows] * value).sum().double())
+            return total / len(held)
+
+    curve = [{"epoch": 0.0, "validation": validate()}]
+    best = (curve[0]["validation"], copy.deepcopy(network.state_dict()))
+    for epoch in range(1, settings.epochs + 1):
+        shuffled = train[torch.from_numpy(rng.permutation(len(train)))]
+        for rows in shuffled.split(settings.batch_size):
+            a = acceleration(rows)
+            residual = c[rows] + (sv[rows] * a.detach()).sum(1)
+            push = (weight[rows] * residual)[:, None] * zs[rows]
+            loss = -(push * a).sum(1).mean()
+            if settings.positivity > 0:
+                loss = loss + settings.positivity * _negative_mass(network, base, positions[rows[:256]])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+            optimiser.step()
+            schedule.step()
+        curve.append({"epoch": float(epoch), "validation": validate()})
+        if on_epoch is not None:
+            on_epoch(curve[-1])
+        if curve[-1]["validation"] < best[0]:
+            best = (curve[-1]["validation"], copy.deepcopy(network.state_dict()))
+    network.load_state_dict(best[1])
+
+    # The output layer enters linearly: solve its estimating equation exactly, for several ridges.
+    with torch.no_grad():
+        width = last.weight.shape[1]
+        matrix = torch.zeros(width, width, dtype=torch.float64)
+        vector = torch.zeros(width, dtype=torch.float64)
+        for rows in train.split(8192):
+            slopes = network.hidden_gradient(features[rows], jacobian[rows]) * (network.scale / unit)
+            left = (weight[rows, None, None] * zs[rows, :, None] * slopes).sum(1)
+            right = (sv[rows, :, None] * slopes).sum(1)
+            residual = c[rows] + (sv[rows] * start[rows]).sum(1)
+            matrix -= (left.T @ right).double()
+            vector -= (left.T @ residual[:, None])[:, 0].double()
+        size = matrix.diagonal().clamp_min(1e-12 * float(matrix.diagonal().max())).sqrt()
+        scaled = matrix / size / size[:, None]
+        for ridge in (1e-5, 1e-4, 1e-3, 1e-2):
+            solution = torch.linalg.solve(scaled + ridge * torch.eye(width), vector / size) / size
+            last.weight.copy_(solution[None])
+            curve.append({"epoch": settings.epochs + 1.0, "ridge": ridge, "validation": validate()})
+            if curve[-1]["validation"] < best[0]:
+                best = (curve[-1]["validation"], copy.deepcopy(network.state_dict()))
+    network.load_state_dict(best[1])
+    return PotentialField(base, network, curve)
+
+
+def _negative_mass(network: PotentialNetwork, base: SplineField, x: Tensor) -> Tensor:
+    """Mean square of the negative part of 4πGρ, in units of its own typical size."""
+    fixed = base.mass_density(x) * (4 * math.pi * G)
+    laplacian = _laplacian(network, x.float(), create_graph=True)
+    total = fixed.float() + laplacian
+    return (total.clamp_max(0) / fixed.abs().mean().float()).square().mean()
+
+
+def _laplacian(network: PotentialNetwork, x: Tensor, *, create_graph: bool = False) -> Tensor:
+    """∇²ψ at positions x (n, 3), shape (n,)."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        (first,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        parts = [
+            torch.autograd.grad(first[:, i].sum(), x, create_graph=create_graph, retain_graph=True)[0][:, i]
+            for i in range(3)
+        ]
+    return torch.stack(parts).sum(0)
+
+
+def _scores_at(model_or_scores: Any, w: Any) -> Array:
+    if not hasattr(model_or_scores, "score"):
+        return to_numpy(model_or_scores)
+    states = torch.as_tensor(w).to(torch.float64)
+    return np.concatenate([to_numpy(model_or_scores.score(chunk)) for chunk in states.split(32_768)])
+
+
+def _taper(s: Array) -> Array:
+    """1 up to s = 0.9, falling smoothly to 0 at s = 1."""
+    u = np.clip((1 - s) / 0.1, 0, 1)
+    return u * u * (3 - 2 * u)

@@ -349,7 +349,7 @@ def test_missing_parts_of_the_summary(tmp_path, absent):
 
 
 def test_nulls_and_nans_are_dashes(tmp_path):
-    folder = write_run(tmp_path / "run", stars=300, maps=True)
+    folder = write_run(tmp_path / "run", stars=300, families=("score",))
     path = folder / "results" / "summary.json"
     summary = json.loads(path.read_text())
     for i, entry in enumerate(summary["quantities"]):

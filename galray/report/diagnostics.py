@@ -126,7 +126,7 @@ def _leaf(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     # A large integer is a count or a seed: every digit matters.
-    return str(value) if isinstance(value, int) else number(value, 5)
+    return str(value) if isinstance(value, int) else number(value, 4)
 
 
 def catalog_rows(run: RunFolder) -> dict[str, Any] | None:
@@ -171,8 +171,9 @@ def members(run: RunFolder) -> dict[str, Any] | None:
                 "family": str(entry.get("family", "")),
                 "label": method_label(str(entry.get("family", ""))),
                 "seed": _leaf(entry.get("seed")),
-                "bootstrap": _leaf(entry.get("bootstrap")),
-                "draw": _leaf(entry.get("draw")),
+                # 0 is the sample itself: neither resampled nor redrawn.
+                "bootstrap": _leaf(entry.get("bootstrap") or None),
+                "draw": _leaf(entry.get("draw") or None),
                 "status": status,
                 "level": "ok" if status.lower() in done else "fail",
                 "best": number(entry.get("best"), 6),

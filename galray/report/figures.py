@@ -268,13 +268,17 @@ def training(curves: Sequence[Curve], family: str) -> Figure | None:
             )
     # The first epochs tower over the rest: show the range in which the curves are told apart.
     low, high = float(every.min()), float(np.percentile(every, 82))
+    final = [
+        v[np.isfinite(v)][-1] for v in (np.asarray(c.validation) for c in chosen) if np.isfinite(v).any()
+    ]
+    high = max([high, *final])
     if high > low:
         axes.set_ylim(low - 0.06 * (high - low), high + 0.10 * (high - low))
     axes.set_xlabel("epoch")
     axes.set_ylabel("objective (lower is better)")
     axes.grid(axis="y")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="upper right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     members = f"{len(chosen)} member" + ("s" if len(chosen) > 1 else "")
     style.panel_title(axes, style.literal(f"{method_label(family)}: {members}"))
     return figure

@@ -237,9 +237,10 @@ def field_map(frame: Any, name: str, quantity: str) -> Figure | None:
     if not grids:
         return None
     values: np.ndarray = np.concatenate([g[2][np.isfinite(g[2])] for g in grids.values()])
-    low, high = np.percentile(values, [1, 99])
+    low, high = np.percentile(values, [2, 98])
     norm: Any
-    if low < 0 < high:
+    # A few cells of the wrong sign at the edge do not make a quantity one of both signs.
+    if min((values < 0).mean(), (values > 0).mean()) > 0.15:
         reach = max(-low, high)
         norm, colormap = TwoSlopeNorm(0.0, -reach, reach), "RdBu_r"
     elif low > 0 and high > 10 * low:

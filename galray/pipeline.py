@@ -272,11 +272,14 @@ class Pipeline:
         folder = self.folder / "mock"
         with self.session():
             inputs = [mock.model_dump(mode="json"), self.config.seed, self.config.catalog.frame.model_dump()]
+            if not self.directory.is_done("mock", inputs):
+                self._connect()
             self._stage("mock", f"{mock.galaxy.num_stars:,} stars in Gaia form", inputs, self._make_mock)
         return folder
 
     def _make_mock(self, advance: Advance) -> dict[str, Any]:
         from galray.catalog.writers import write_gaia_source
+        from galray.cluster import ClusterExecutor
         from galray.mocks import MilkyWay
         from galray.mocks.observe import observe
 
@@ -286,6 +289,7 @@ class Pipeline:
         galaxy = MilkyWay(mock.galaxy, frame)
         states = galaxy.sample(
             seed_for(self.config.seed, "mock", "stars"),
+            executor=ClusterExecutor(),
             progress=lambda done, total: advance(0.7 * done / total, f"{done:,} of {total:,} stars"),
         )
         observed = observe(states, mock.observe, seed_for(self.config.seed, "mock", "observe"), frame=frame)
@@ -504,12 +508,15 @@ class Pipeline:
 
     def run_report(self) -> Path:
         """Figures and the page."""
+        from galray.provenance import file_hash, git_revision
         from galray.report import build
 
+        path = self.folder / "report.html"
         with self.session():
-            path = self.folder / "report.html"
-            with self.console.stage("report", "figures and one page"):
-                build(self.folder)
+            inputs = [file_hash(self.folder / "results" / "summary.json"), __version__, git_revision()]
+            if not path.is_file():
+                self.directory.forget("report")
+            self._stage("report", "figures and one page", inputs, lambda advance: str(build(self.folder)))
         return path
 
     def _stage(self, name: str, text: str, inputs: Any, work: Callable[[Advance], Any]) -> bool:

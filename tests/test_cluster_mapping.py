@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from galray.cluster import (
+    ClusterExecutor,
     ClusterSettings,
     connect,
     map_shards,
@@ -155,3 +156,17 @@ def test_connect_starts_and_stops_its_own_and_names_a_dead_address(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert done.stdout.strip().endswith("well"), done.stderr
     assert not (tmp_path / ".ray" / "auth_token").exists()
+
+
+def _scaled(values, factor):
+    values *= factor  # in place: what arrives must be writable
+    return values.sum()
+
+
+def test_executor_maps_in_order_with_and_without_a_cluster(ray_session):
+    values = [np.arange(4.0) + i for i in range(5)]
+    expected = [v.sum() * 2 for v in values]
+    assert list(ClusterExecutor().map(_scaled, values, [2.0] * 5)) == expected
+    assert values[0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    with pytest.raises(TypeError, match="timeout"):
+        ClusterExecutor().map(_scaled, values, [2.0] * 5, timeout=3)

@@ -1,10 +1,11 @@
 """The Ray cluster: connect, ask what it has, run a function on every shard."""
 
 from galray.cluster.connection import Connection, Resources, connect, is_connected, require, resources
-from galray.cluster.mapping import map_shards, stream_shards
+from galray.cluster.mapping import ClusterExecutor, map_shards, stream_shards
 from galray.cluster.settings import ClusterSettings
 
 __all__ = [
+    "ClusterExecutor",
     "ClusterSettings",
     "Connection",
     "Resources",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from typing import Any, TypeVar
+
+import numpy as np
 
 from galray.cluster.connection import is_connected, require, resources
 from galray.errors import GalrayError
 
-__all__ = ["map_shards", "stream_shards"]
+__all__ = ["ClusterExecutor", "map_shards", "stream_shards"]
 
 logger = logging.getLogger(__name__)
 Shard = TypeVar("Shard")
@@ -87,6 +91,25 @@ def stream_shards(
         if progress is not None:
             progress(done, len(shards))
         yield result
+
+
+class ClusterExecutor(Executor):
+    """`concurrent.futures.Executor.map` on the cluster, or in this process where there is none.
+
+    For pure packages that know nothing of Ray but can take an executor. Worker processes of Ray do not import
+    the caller's main module again, so a plain script or a notebook can use it.
+    """
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> Iterator[Any]:
+        """Apply `fn` to the items of all iterables together; results in their order. No options are known."""
+        if any(value is not None for value in options.values()):
+            raise TypeError(f"unknown options: {', '.join(options)}")
+        return stream_shards(functools.partial(_spread, fn), list(zip(*iterables, strict=True)))
+
+
+def _spread(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    # Arrays of the object store are read-only; a function may use its own as scratch.
+    return fn(*(a.copy() if isinstance(a, np.ndarray) and not a.flags.writeable else a for a in arguments))
 
 
 def _in_process(function: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:

@@ -281,10 +281,11 @@ class Moments:
 
     def _own_pilot(self, matrix: Array, vector: Array, power: Array, counts: Array) -> Array:
         """A rough θ for the weighting: moments scaled by their power, mild penalty."""
+        usable = counts >= self.settings.min_stars
+        if not usable.any():
+            return np.zeros(self.basis.size)  # free flight weights well enough what says so little
         scatter = np.diag(np.maximum(power, 1e-12 * power.max()))
-        return solve(
-            self._system(), matrix, vector, scatter, counts >= self.settings.min_stars, penalty=(1e-3,)
-        ).parameters
+        return solve(self._system(), matrix, vector, scatter, usable, penalty=(1e-3,)).parameters
 
     def solve(self, sums: Sequence[MomentSums], *, penalty: Any = None) -> SplineField:
         """Solve the two-step GMM system.

@@ -6,6 +6,7 @@ run directory and its context, everything it leaves lies in its folder.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -90,18 +91,24 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
         write_atomic(target / "curve.json", curve)
         report_progress(folder, 0.9 * row["epoch"] / settings.epochs, f"{family} epoch {row['epoch']}")
 
-    result = training.fit(
-        model,
-        training.objective(family, model_settings),
-        train,
-        validation,
-        settings,
-        seed=seed,
-        checkpoint_dir=target / "checkpoint",
-        on_epoch=on_epoch,
-    )
+    if settings.workers > 1:
+        result = training.fit_distributed(
+            family, model, train, validation, settings, seed=seed, storage=target / "checkpoint"
+        )
+    else:
+        result = training.fit(
+            model,
+            training.objective(family, model_settings),
+            train,
+            validation,
+            settings,
+            seed=seed,
+            checkpoint_dir=target / "checkpoint",
+            on_epoch=on_epoch,
+        )
     write_atomic(target / "curve.json", result.curve)
     save_model(model, target / "model")
+    shutil.rmtree(target / "checkpoint", ignore_errors=True)  # of use until the weights are safe, and large
     trained = time.perf_counter()
 
     field = field_of_model(model, train, config, seed)

@@ -76,6 +76,18 @@ def test_ball_map_inverse_and_jacobian():
     assert float(y.norm(dim=-1).max()) > 1.5  # the border goes to infinity
 
 
+def test_a_star_on_the_border_survives_rounding_to_float32():
+    ball = Ball(SUN, 0.05)  # small and far from the origin: float32 moves the border by 1e-5 of the radius
+    direction = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.tensor(SUN, dtype=torch.float64) + 0.05 * direction / direction.norm(dim=-1, keepdim=True)
+    rounded = x.float().double()
+    assert ((rounded - torch.tensor(SUN)).norm(dim=-1) > 0.05).any()
+    assert ball.contains(rounded).all()
+    assert torch.isfinite(ball.to_unbounded(rounded)).all()
+    assert torch.isfinite(ball.log_det(rounded)).all()
+    assert not ball.contains(x + 0.001 * direction / direction.norm(dim=-1, keepdim=True)).any()
+
+
 def test_standardisation_keeps_float64_when_networks_are_cast():
     ball, w = stars()
     chart = Chart(ball)

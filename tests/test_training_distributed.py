@@ -56,6 +56,6 @@ def test_two_workers_give_the_curve_of_one_and_go_on(ray_session, tmp_path):
 def test_a_failure_on_the_workers_is_named(tmp_path):
     model = build_model("score", MODEL, BALL, stars(), seed=1)
     broken = stars()
-    broken[0, 0] = torch.nan
+    broken[0, 4] = torch.nan
     with pytest.raises(GalrayError, match="not finite"):
         fit_distributed("score", model, broken, stars(300, 1), SETTINGS, seed=3, storage=tmp_path, local=True)

@@ -144,18 +144,22 @@ class AnalyticBase(nn.Module):
                 have += len(x)
             return torch.cat(kept)[:count].to(u.dtype)
 
-        reference = draw(min(max(4 * n, 4 * batch), 500_000))
+        reference = draw(min(max(4 * n, 4 * batch) * cfg.noise_ratio, 2_000_000))
 
         def log_reference(x: Tensor) -> Tensor:
             t = x / width
             return (-t - 2.0 * nn.functional.softplus(-t)).sum(-1)
 
+        ratio = cfg.noise_ratio
+        offset = math.log(ratio)
+
         def contrast(step: int) -> Tensor:
             stars = ux[torch.randint(n, (batch,), generator=generator)]
-            noise = reference[torch.randint(len(reference), (batch,), generator=generator)]
+            noise = reference[torch.randint(len(reference), (ratio * batch,), generator=generator)]
             both = torch.cat([stars, noise])
-            logit = self.density(both) - log_reference(both)
-            return nn.functional.softplus(torch.cat([-logit[:batch], logit[batch:]])).mean()
+            logit = self.density(both) - log_reference(both) - offset
+            softplus = nn.functional.softplus
+            return softplus(-logit[:batch]).mean() + ratio * softplus(logit[batch:]).mean()
 
         def likelihood(step: int) -> Tensor:
             index = torch.randint(n, (batch,), generator=generator)

@@ -51,6 +51,8 @@ class BaseSettings(Settings):
     """Gaussians in velocity, each with mean, covariance and weight that vary with position."""
     hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
     """Hidden widths of the two networks of position."""
+    noise_ratio: int = Field(default=3, ge=1)
+    """Reference positions per star in the fit of n(x): more make it less noisy and dearer."""
     star_passes: float = Field(default=4e6, gt=0)
     """Stars shown to each of the two fits, repetitions counted."""
     batch_size: int = Field(default=1024, ge=1)

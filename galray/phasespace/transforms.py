@@ -46,9 +46,10 @@ class Ball:
         return (x - center) / (_INSIDE * self.radius)
 
     def contains(self, x: Tensor) -> Tensor:
-        """Whether each position (*, 3) lies in the ball: shape (*,), bool."""
+        """Whether each position (*, 3) lies in the ball, within the rounding of float32: shape (*,), bool."""
         center = torch.as_tensor(self.center, dtype=x.dtype, device=x.device)
-        return (x - center).square().sum(-1) <= self.radius**2
+        rounding = 2e-7 * (math.hypot(*self.center) + self.radius)
+        return (x - center).square().sum(-1) <= (self.radius + rounding) ** 2
 
     def to_unbounded(self, x: Tensor) -> Tensor:
         """Map the ball onto R³: y = (u/|u|) artanh|u|, u = (x − x_c)/(c r_max).
@@ -57,10 +58,10 @@ class Ball:
             x: Positions inside the ball, shape (*, 3), in kpc.
 
         Returns:
-            Dimensionless y, shape (*, 3). Positions outside give NaN.
+            Dimensionless y, shape (*, 3). Positions outside are taken to lie on the border.
         """
         u = self.scaled(x)
-        r = u.square().sum(-1, keepdim=True).clamp_min(1e-12).sqrt()
+        r = u.square().sum(-1, keepdim=True).clamp(1e-12, _INSIDE**-2).sqrt()
         return u * (torch.atanh(r) / r)
 
     def from_unbounded(self, y: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class Ball:
 
     def log_det(self, x: Tensor) -> Tensor:
         """Log |∂y/∂x| of `to_unbounded` = log[(artanh r / r)² / (1 − r²)] − 3 log(c r_max), shape (*,)."""
-        r = self.scaled(x).square().sum(-1).clamp_min(1e-12).sqrt()
+        r = self.scaled(x).square().sum(-1).clamp(1e-12, _INSIDE**-2).sqrt()
         stretch = 2.0 * torch.log(torch.atanh(r) / r) - torch.log1p(-r.square())
         return stretch - 3.0 * math.log(_INSIDE * self.radius)
 

@@ -208,6 +208,14 @@ def _fit(
         raise GalrayError(
             f"{len(train)} training and {len(validation)} held-out stars are too few", "select more stars"
         )
+    ball: Any = getattr(model, "ball", None)
+    outside = 0 if ball is None else sum(int((~ball.contains(w[:, :3])).sum()) for w in (train, validation))
+    if outside:
+        raise GalrayError(
+            f"{outside} of {len(train) + len(validation)} stars lie nowhere or outside the ball of "
+            f"{ball.radius} kpc around {ball.center}",
+            "cut the stars at the model's ball",
+        )
     stripes = _Stripes(len(train), settings, seed, comm.rank, comm.world_size)
     total = stripes.steps * settings.epochs
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -238,8 +246,7 @@ def _fit(
     held = objective.prepare(model, validation[comm.rank :: comm.world_size], validation=True)
     if not (torch.isfinite(rows).all() and torch.isfinite(held).all()):
         raise GalrayError(
-            "some stars have coordinates that are not finite, or lie outside the ball",
-            "check the selection: every star must lie strictly inside the model's ball",
+            "some stars have coordinates that are not finite", "check the selection and its distances"
         )
 
     stopped = "epochs"

@@ -57,6 +57,8 @@ def quantity_rows(
 
 def _row(q: Quantity, method: str, estimate: Estimate, i: int, truth: np.ndarray | None) -> dict[str, Any]:
     value, error = float(estimate.value[i]), float(estimate.error[i])
+    if not estimate.terms:
+        error = float("nan")  # one member alone knows nothing of its error, which is not an error of zero
     true = None if truth is None else float(truth[i])
     return {
         "name": q.name,
@@ -86,7 +88,7 @@ def headline(
         "error": row["error"],
         "unit": "Msun/pc3",
         "value_gev": row["value"] * GEV_PER_CM3,
-        "error_gev": row["error"] * GEV_PER_CM3,
+        "error_gev": None if row["error"] is None else row["error"] * GEV_PER_CM3,
         "truth": row["truth"],
         "truth_gev": None if row["truth"] is None else row["truth"] * GEV_PER_CM3,
         "pull": row["pull"],
@@ -97,7 +99,10 @@ def headline(
             for name, term in estimate.terms.items()
         ],
         "methods": [
-            {"method": method, "value": float(e.value[i]), "error": float(e.error[i])}
+            {
+                key: _row(places.quantities[i], method, e, i, truth)[key]
+                for key in ("method", "value", "error")
+            }
             for method, e in estimates.items()
             if method != "combined"
         ],
@@ -175,4 +180,15 @@ def write_tables(
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write summary.json, whole or not at all."""
-    write_atomic(folder / "summary.json", summary)
+    write_atomic(folder / "summary.json", _finite(summary))
+
+
+def _finite(value: Any) -> Any:
+    """The same content with None for every number that is not finite: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

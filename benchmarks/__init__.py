@@ -150,7 +150,8 @@ def main(name: str, measure: Callable[[Bench], None]) -> None:
     print(f"# {name}{' (quick)' if bench.quick else ''}: {json.dumps(_machine())}", flush=True)
     measure(bench)
     failed = [row.name for row in bench.rows if row.holds is False]
-    print(f"{len(bench.rows)} rows, {len(failed)} bars do not hold; written to benchmarks/results/{bench.path.name}")
+    where = f"benchmarks/results/{bench.path.name}"
+    print(f"{len(bench.rows)} rows, {len(failed)} bars do not hold; written to {where}")
     sys.exit(1 if failed else 0)
 
 

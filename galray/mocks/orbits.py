@@ -114,7 +114,7 @@ def integrate(
     )
     ends = map(_advance, *jobs) if executor is None else executor.map(_advance, *jobs)
     for chunk, end in zip(chunks, ends, strict=True):
-        result[chunk] = torch.from_numpy(end)
+        result[chunk] = torch.tensor(end)  # a copy: another process's result may be read-only
         if progress is not None:
             progress(len(chunk))
     return MeridionalOrbits(result, orbits.angular_momentum)

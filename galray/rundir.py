@@ -163,6 +163,10 @@ class RunDirectory:
         record = self._record(name)
         return record.is_file() and read_json(record).get("inputs") == content_hash(inputs)
 
+    def forget(self, name: str) -> None:
+        """Have a stage done again, because what it made is gone."""
+        self._record(name).unlink(missing_ok=True)
+
     def outcome(self, name: str) -> Any:
         """What a finished stage returned; None where it was not done."""
         record = self._record(name)

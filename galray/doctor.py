@@ -140,7 +140,12 @@ def _ray() -> Check:
         answer = ray.get(ray.remote(_process_id).remote(), timeout=60)
     finally:
         ray.shutdown()
-    return Check("ray", answer != os.getpid(), f"{ray.__version__}: a task ran in a process of its own{note}")
+    return Check(
+        "ray",
+        answer != os.getpid(),
+        f"{ray.__version__}: a task ran in a process of its own{note}",
+        "Ray runs tasks in this process (local mode): unset RAY_LOCAL_MODE",
+    )
 
 
 def _process_id() -> int:
@@ -162,5 +167,8 @@ def _mlflow() -> Check:
         client.set_terminated(run.info.run_id)
         status = client.get_run(run.info.run_id).info.status
     return Check(
-        "mlflow", status == "FINISHED", f"{mlflow.__version__}: a sqlite store was made and a run closed"
+        "mlflow",
+        status == "FINISHED",
+        f"{mlflow.__version__}: a sqlite store was made and a run ended as {status}",
+        "pip install --force-reinstall mlflow",
     )

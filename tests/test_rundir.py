@@ -195,53 +195,64 @@ def test_repeat_that_finds_all_done_keeps_the_time(config: RunConfig) -> None:
     assert directory.stage_seconds()["catalog"] == 100.0
 
 
+def work_until(directory: RunDirectory, error: BaseException, *, stage: str = "") -> None:
+    """Claim the directory, begin to work, perhaps finish a stage, and fail."""
+    with directory.locked():
+        directory.claim()
+        (directory.path / "shards").mkdir(exist_ok=True)
+        if stage:
+            directory.stage(stage, 1, lambda: None)
+        raise error
+
+
+def fill_until(final: Path, error: BaseException) -> None:
+    """Begin to fill a folder, and fail."""
+    with whole_folder(final) as folder:
+        (folder / "half").write_text("half")
+        raise error
+
+
 def test_mistake_in_a_new_directory_leaves_none(config: RunConfig) -> None:
     directory = RunDirectory(config)
-    with pytest.raises(GalrayError, match="no such column"), directory.locked():
-        directory.claim()
-        (directory.path / "shards").mkdir()
-        raise GalrayError("no such column", "name another")
+    with pytest.raises(GalrayError, match="no such column"):
+        work_until(directory, GalrayError("no such column", "name another"))
     assert not directory.path.exists()
 
 
 def test_mistake_after_a_finished_stage_keeps_it(config: RunConfig) -> None:
     directory = RunDirectory(config)
-    with pytest.raises(GalrayError), directory.locked():
-        directory.claim()
-        directory.stage("mock", 1, lambda: None)
-        raise GalrayError("too few stars", "take more")
+    with pytest.raises(GalrayError, match="too few stars"):
+        work_until(directory, GalrayError("too few stars", "take more"), stage="mock")
     assert directory.is_done("mock", 1)
 
 
 def test_mistake_in_an_older_directory_leaves_it(config: RunConfig) -> None:
     RunDirectory(config).claim()
     directory = RunDirectory(config)
-    with pytest.raises(GalrayError), directory.locked():
-        raise GalrayError("a mistake")
+    with pytest.raises(GalrayError, match="a mistake"):
+        work_until(directory, GalrayError("a mistake"))
     assert (directory.path / "config.toml").is_file()
 
 
 def test_programming_error_leaves_everything_to_look_at(config: RunConfig) -> None:
     directory = RunDirectory(config)
-    with pytest.raises(ZeroDivisionError), directory.locked():
-        directory.claim()
-        _ = 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        work_until(directory, ZeroDivisionError())
     assert (directory.path / "config.toml").is_file()
 
 
 def test_whole_folder_is_whole_or_absent(tmp_path: Path) -> None:
     final = tmp_path / "fields" / "moments"
-    with pytest.raises(KeyboardInterrupt), whole_folder(final) as folder:
-        (folder / "half").write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fill_until(final, KeyboardInterrupt())
     assert not list((tmp_path / "fields").iterdir())
     for content in ("first", "second"):
         with whole_folder(final) as folder:
             (folder / content).write_text(content)
             assert folder != final
         assert files_in(final) == {content}
-    with pytest.raises(RuntimeError), whole_folder(final) as folder:
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fill_until(final, RuntimeError())
     assert files_in(final) == {"second"}, "a failed attempt leaves the old one"
     # What a killed process left is swept away.
     final.with_name("moments.tmp").mkdir()

@@ -26,7 +26,9 @@ from galray.potentials import NFW, Composite, MiyamotoNagai
 
 SPHERE = PlummerSphere(1e9, 1.0)
 BALL = Region((0.0, 0.0, 0.0), 4.0)
-SPLINE = PotentialSettings(basis="spline", base_splines=(9, 9, 9), concentration=(1.5, 1.5, 1.5))
+SPLINE = PotentialSettings(
+    basis="spline", form="instrument", base="xyz", base_splines=(9, 9, 9), concentration=(1.5, 1.5, 1.5)
+)
 NETWORK = SPLINE.model_copy(update={"basis": "network", "epochs": 2, "hidden": (32, 96)})
 
 
@@ -143,7 +145,7 @@ def test_a_ball_away_from_the_axis_learns_the_azimuth():
     a = acceleration(x)
     # any n(x) goes with this Maxwellian when only the estimating equation is tested: s = (a, −v)/σ²
     scores = torch.cat([a, -v], 1) / sigma**2
-    settings = PotentialSettings(epochs=1, hidden=(32, 64))
+    settings = PotentialSettings(epochs=1, hidden=(32, 64), base="xyz", base_splines=(6, 6, 13))
     field = fit_potential(scores, torch.cat([x, v], 1), settings, seed=3, ball=ball)
     inner = x[(x - torch.tensor(center)).norm(dim=1) < 1.6][:2000]
     truth = acceleration(inner)
@@ -176,7 +178,7 @@ def test_accelerations_become_a_stored_spline():
     x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x[x.norm(dim=1) < 3.0] + torch.tensor(ball.center)
     spline = fit_spline_to_accelerations(
-        x, field.acceleration(x), PotentialSettings(base_splines=(6, 6, 13)), ball
+        x, field.acceleration(x), PotentialSettings(base="xyz", base_splines=(6, 6, 13)), ball
     )
     inner = x[(x - torch.tensor(ball.center)).norm(dim=1) < 2.0]
     truth = field.acceleration(inner)
@@ -233,3 +235,34 @@ def test_bad_input(stars):
         fit_potential(scores * torch.nan, w, SPLINE, seed=1, ball=BALL)
     with pytest.raises(GalrayError, match="wrong sign"):
         fit_potential(scores * torch.tensor([1.0, 1, 1, -1, 1, 1]) * 0.0, w, SPLINE, seed=1, ball=BALL)
+
+
+@pytest.mark.parametrize("form", ["plain", "instrument"])
+def test_the_network_leaves_the_symmetry_of_its_base(stars, form):
+    """Stars in an m = 2 force: the (R, z) base is blind to it, the network on it is not."""
+    center = (-8.0, 0.0, 0.0)
+    ball = Region(center, 2.0)
+    rng = torch.Generator().manual_seed(4)
+    x = (torch.rand(60_000, 3, generator=rng, dtype=torch.float64) - 0.5) * 4
+    x = x[x.norm(dim=1) < 2.0] + torch.tensor(center)
+    v = torch.randn(x.shape, generator=rng, dtype=torch.float64) * 40.0
+    radius = torch.hypot(x[:, 0], x[:, 1])
+    phi = torch.atan2(x[:, 1], -x[:, 0])
+    a = -(200.0**2) * x / radius[:, None] ** 2 * torch.tensor([1.0, 1.0, 0.0])
+    a[:, 2] = -3e3 * torch.tanh(x[:, 2] / 0.5)
+    # Φ_2 = 2000 sin 2φ pulls along φ with −4000 cos 2φ / R
+    along = torch.stack([x[:, 1], -x[:, 0], 0 * radius], 1) / radius[:, None]
+    a = a - (4e3 * torch.cos(2 * phi) / radius)[:, None] * along
+    scores = torch.cat([a, -v], 1) / 40.0**2
+    settings = PotentialSettings(form=form, epochs=4)
+    inner = (x - torch.tensor(center)).norm(dim=1) < 1.5
+    truth = (a * along).sum(1)[inner]
+
+    def missed(field):
+        found = (field.acceleration(x[inner]) * along[inner]).sum(1)
+        return float(((found - truth).square().mean() / truth.square().mean()).sqrt())
+
+    w = torch.cat([x, v], 1)
+    blind = fit_potential(scores, w, settings.model_copy(update={"basis": "spline"}), seed=3, ball=ball)
+    assert missed(blind) == pytest.approx(1.0)
+    assert missed(fit_potential(scores, w, settings, seed=3, ball=ball)) < 0.4

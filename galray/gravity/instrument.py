@@ -10,7 +10,7 @@ from galray.gravity.splines import Array
 __all__ = ["VelocityMoments"]
 
 _DEGREES = (3, 2)  # of the polynomials of u(x) and of Σ(x)
-_SOFT = 9.0  # squared Mahalanobis speed at which an instrument's length is halved
+_SOFT = 1.0  # squared Mahalanobis speed at which an instrument's length is halved
 
 
 class VelocityMoments:
@@ -67,10 +67,11 @@ class VelocityMoments:
         return (vectors * np.clip(values, 0.1, 10.0)[:, None, :]) @ vectors.transpose(0, 2, 1)
 
     def instrument(self, w: Array) -> Array:
-        """Give z = Σ⁻¹(v − u) / (1 + χ²/9), χ² = (v−u)ᵀΣ⁻¹(v−u), in 1/(km/s), shape (n, 3).
+        """Give z = Σ⁻¹(v − u) / (1 + χ²), χ² = (v−u)ᵀΣ⁻¹(v−u), in 1/(km/s), shape (n, 3).
 
         The denominator bounds the influence of the fastest stars, where scores are worst; it depends on
-        (x, v) alone and so leaves the equation valid.
+        (x, v) alone and so leaves the equation valid. On scores of networks and flows trained on a disc mock
+        a bound at χ² = 1 gave a third less error than one at 9.
         """
         centred = w[:, 3:] - self.mean(w[:, :3])
         z = np.linalg.solve(self.covariance(w[:, :3]), centred[..., None])[..., 0]

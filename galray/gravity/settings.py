@@ -127,12 +127,14 @@ class PotentialSettings(Settings):
 
     basis: Literal["spline", "network"] = "network"
     """``spline`` solves one linear system; ``network`` adds a network that learns what the spline misses."""
-    form: Literal["instrument", "plain"] = "instrument"
-    """``instrument`` is free of the bias that noise in the score causes; ``plain`` is E[r²]."""
-    base: Literal["Rz", "xyz"] = "xyz"
-    """Coordinates of the spline."""
+    form: Literal["plain", "instrument"] = "plain"
+    """``plain`` is E[r²], the most precise on well-trained models; ``instrument`` is free of the bias towards
+    zero that noise in the score causes, with more scatter."""
+    base: Literal["Rz", "xyz"] = "Rz"
+    """Coordinates of the spline. The network on top knows all three: ``Rz`` with a network starts from axial
+    symmetry and is not bound to it."""
     base_splines: tuple[int, ...] = ()
-    """Splines along each coordinate; () takes (7, 13) for Rz and (6, 6, 13) for xyz."""
+    """Splines along each coordinate; () takes (6, 9) for Rz and (6, 6, 9) for xyz."""
     concentration: tuple[float, ...] = ()
     """β per coordinate of the spline's cells, as in the moments; () takes (0, 2) or (0, 0, 2)."""
     hidden: tuple[int, ...] = (64, 128)
@@ -165,7 +167,7 @@ class PotentialSettings(Settings):
     @property
     def splines(self) -> tuple[int, ...]:
         """The number of base splines along each coordinate, defaults filled in."""
-        return self.base_splines or ((7, 13) if self.base == "Rz" else (6, 6, 13))
+        return self.base_splines or ((6, 9) if self.base == "Rz" else (6, 6, 9))
 
     @property
     def concentrations(self) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ run directory and its context, everything it leaves lies in its folder.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -29,10 +30,18 @@ from galray.gravity import (
     smoothed_density,
 )
 from galray.phasespace import Ball, build_model, run_checks, save_model
+from galray.phasespace.models import empty_model
 from galray.provenance import write_atomic
 from galray.results import Places
 
-__all__ = ["evaluate", "load_evaluation", "measure_moments", "places_of", "run_member"]
+__all__ = [
+    "evaluate",
+    "load_evaluation",
+    "measure_moments",
+    "places_of",
+    "require_stars",
+    "run_member",
+]
 
 
 def places_of(config: RunConfig, store: ShardStore) -> Places:
@@ -40,6 +49,37 @@ def places_of(config: RunConfig, store: ShardStore) -> Places:
     kernel = Kernel.from_settings(config.gravity.kernel)
     assert store.ball is not None  # without one only the vertical inversion runs
     return Places(config.places, store.frame, store.ball.center, store.ball.radius, kernel.reach)
+
+
+MAX_WEIGHTS_PER_STAR = 30
+"""Held-out stars stop a network with more weights than stars before it memorises them; not beyond this."""
+
+
+def require_stars(config: RunConfig, store: ShardStore, family: str) -> str:
+    """Refuse to train what the stars cannot determine, before hours are spent on it.
+
+    Returns:
+        A warning where the model has more weights than stars; empty where all is well.
+
+    Raises:
+        GalrayError: There are fewer stars than splines of the potential, or far fewer than weights.
+    """
+    assert store.ball is not None
+    ball = Ball(store.ball.center, store.ball.radius)
+    model = empty_model(family, getattr(config, family), ball)
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held_out = getattr(config.training, family).validation_fraction
+    stars = int(store.num_rows * (1 - held_out))
+    splines = math.prod(config.gravity.potential.splines)
+    if store.num_rows < splines:
+        raise GalrayError(
+            f"{family}: {store.num_rows:,} stars for {splines:,} splines of the potential",
+            "take more stars, or fewer gravity.potential.base_splines",
+        )
+    text = f"{family}: {stars:,} training stars for {weights:,} weights"
+    if stars * MAX_WEIGHTS_PER_STAR < weights:
+        raise GalrayError(text, f"take more stars, or smaller hidden layers in [{family}]")
+    return f"{text}; expect wide errors" if stars < weights else ""
 
 
 def member_states(store: ShardStore, spec: dict[str, Any]) -> np.ndarray:

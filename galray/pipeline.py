@@ -370,6 +370,7 @@ class Pipeline:
             only: Train just the base member of this family.
         """
         from galray.ensemble import run_members
+        from galray.measurement import require_stars
 
         specs = [spec for spec in self._design(store) if spec.family != "moments"]
         if only is not None:
@@ -380,6 +381,9 @@ class Pipeline:
                 )
         if not specs:
             return []
+        for family in dict.fromkeys(spec.family for spec in specs):
+            if warning := require_stars(self.config, store, family):
+                self.console.warn(warning)
         with self.session():
             self._connect()
             context = {"config": self.config.model_dump(mode="json"), "store": str(store.path)}

@@ -1,14 +1,15 @@
 """a = −∇Φ fitted to the score at the stars, Φ a spline plus a network.
 
 Every star gives one residual r(a) = v·sₓ + a(x)·sᵥ of the Boltzmann equation. Both forms solve an
-estimating equation E[z r | x] = 0, with z = −sᵥ (``plain``, the least squares of E[r²]) or with the instrument
-z(x, v) of `galray.gravity.instrument`, which noise in the score cannot bias. A linear system gives the spline;
-the network ψ then learns what the spline misses by following the pseudo-gradient of −⟨stopgrad(z r), a(x)⟩,
-whose expectation is E[z sᵥᵀ](a − a_true). Nothing is assumed about symmetry; a potential has no curl.
+estimating equation E[z r | x] = 0, with z = −sᵥ (``plain``, the least squares of E[r²]) or with the
+instrument z(x, v) of `galray.gravity.instrument`, which noise in the score cannot bias. A linear system
+gives the spline; the network ψ then learns what the spline misses by following the pseudo-gradient of
+−⟨stopgrad(z r), a(x)⟩, whose expectation is E[z sᵥᵀ](a − a_true). Nothing is assumed about symmetry; a
+potential has no curl.
 
-Which form is better depends on the score: its noise biases ``plain`` towards a = 0. On flows and score networks
-trained on 365,000 stars of a disc mock that bias was about 1 % and the rms error of ``plain`` a third lower;
-on few stars with a poor score the instrument wins.
+Which form is better depends on the score: its noise biases ``plain`` towards a = 0. On flows and score
+networks trained on 365,000 stars of a disc mock that bias was about 1 % and the rms error of ``plain``
+a third lower; on few stars with a poor score the instrument wins.
 """
 
 from __future__ import annotations

@@ -86,7 +86,6 @@ def combine_run(
 
     members = member_rows(folder)
     record = read_json(folder / "provenance.json")
-    stages = RunDirectory(config).stage_seconds()
     combined = estimates["combined"]
     record_of_moments = RunDirectory(config).outcome("moments") or {}
     warnings = []
@@ -101,8 +100,6 @@ def combine_run(
             "name": config.name,
             "description": config.description,
             "created": record["created"],
-            "seconds": round(sum(stages.values()), 1),
-            "stage_seconds": stages,
             "seed": config.seed,
             "config_hash": config.hash,
             "galray": record["galray"],

@@ -14,7 +14,7 @@ from galray.errors import GalrayError
 from galray.gravity.vertical import VerticalResult, VerticalSample, VerticalSettings, measure
 from galray.provenance import write_atomic
 from galray.results import ACCELERATION_UNIT, DENSITY_UNIT
-from galray.rundir import RunDirectory, read_json
+from galray.rundir import read_json
 from galray.units import GEV_PER_CM3, MSUN_PC3, G
 
 __all__ = ["measure_local"]
@@ -135,7 +135,6 @@ def write_tables(result: VerticalResult, results: Path) -> None:
 def summarise(config: RunConfig, folder: Path, store: ShardStore, result: VerticalResult) -> dict[str, Any]:
     """The content of ``summary.json``."""
     record = read_json(folder / "provenance.json")
-    stages = RunDirectory(config).stage_seconds()
     a_error = np.sqrt(np.diag(result.a_z_covariance))
     sun = list(store.frame.sun_position)
     quantities: list[dict[str, Any]] = [
@@ -176,8 +175,6 @@ def summarise(config: RunConfig, folder: Path, store: ShardStore, result: Vertic
             "name": config.name,
             "description": config.description,
             "created": record["created"],
-            "seconds": round(sum(stages.values()), 1),
-            "stage_seconds": stages,
             "seed": config.seed,
             "config_hash": config.hash,
             "galray": record["galray"],
@@ -194,7 +191,7 @@ def summarise(config: RunConfig, folder: Path, store: ShardStore, result: Vertic
             "truth": None,
             "truth_gev": None,
             "pull": None,
-            "where": "z = 0, at the resolution of the inversion",
+            "where": f"z = 0, through a kernel that falls to half at |z| = {1000 * half_width(result):.0f} pc",
             "kernel_kpc": None,
             "terms": [{"term": t["term"], "error": t["error"], "count": t["count"]} for t in result.terms],
         },
@@ -236,6 +233,11 @@ def summarise(config: RunConfig, folder: Path, store: ShardStore, result: Vertic
             f"the published range of {low:g}–{high:g}: see the notes"
         ],
     }
+
+
+def half_width(result: VerticalResult) -> float:
+    """Height in kpc at which the response of the midplane value to the density has fallen to half."""
+    return float(result.kernel_z[np.argmax(result.kernel < 0.5 * result.kernel[0])])
 
 
 def chi2_p(result: VerticalResult) -> float:

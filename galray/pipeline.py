@@ -485,9 +485,9 @@ class Pipeline:
                 store.hash,
                 self.config.hash,
             ]
-            self._stage(
-                "measure", "error budget and tables", inputs, lambda advance: self._make_measure(store)
-            )
+            text = "error budget and tables"
+            if self._stage("measure", text, inputs, lambda advance: self._make_measure(store)):
+                self._stamp_time()
 
     def _has(self, method: str) -> bool:
         return method in self.config.methods
@@ -503,12 +503,12 @@ class Pipeline:
         from galray.local import measure_local
 
         with self.session():
-            self._stage(
-                "measure",
-                "vertical inversion",
-                [store.hash, self.config.hash],
-                lambda advance: measure_local(self.config, self.folder, store),
-            )
+            inputs = [store.hash, self.config.hash]
+            text = "vertical inversion"
+            if self._stage(
+                "measure", text, inputs, lambda advance: measure_local(self.config, self.folder, store)
+            ):
+                self._stamp_time()
 
     def run_report(self) -> Path:
         """Figures and the page."""
@@ -522,6 +522,14 @@ class Pipeline:
                 self.directory.forget("report")
             self._stage("report", "figures and one page", inputs, lambda advance: str(build(self.folder)))
         return path
+
+    def _stamp_time(self) -> None:
+        """What each stage took, into the summary, now that the last of them is recorded."""
+        path = self.folder / "results" / "summary.json"
+        summary = read_json(path)
+        stages = self.directory.stage_seconds()
+        summary["run"] |= {"seconds": round(sum(stages.values()), 1), "stage_seconds": stages}
+        write_atomic(path, summary)
 
     def _stage(self, name: str, text: str, inputs: Any, work: Callable[[Advance], Any]) -> bool:
         """A recorded stage with its progress; `inputs` None always works and only keeps the time."""

@@ -191,7 +191,7 @@ def summarise(config: RunConfig, folder: Path, store: ShardStore, result: Vertic
             "truth": None,
             "truth_gev": None,
             "pull": None,
-            "where": f"z = 0, through a kernel that falls to half at |z| = {1000 * half_width(result):.0f} pc",
+            "where": f"z = 0, kernel falling to half at |z| = {1000 * half_width(result):.0f} pc",
             "kernel_kpc": None,
             "terms": [{"term": t["term"], "error": t["error"], "count": t["count"]} for t in result.terms],
         },

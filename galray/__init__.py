@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from galray.catalog import ShardStore as Catalog
     from galray.config import RunConfig, load_config
     from galray.errors import GalrayError
-    from galray.pipeline import Pipeline, Run, load_run, run
+    from galray.pipeline import Pipeline, run
+    from galray.rundir import Run, load_run
 
 __version__ = "0.1.0"
 
@@ -29,10 +30,10 @@ _HOMES = {
     "Catalog": ("galray.catalog", "ShardStore"),
     "GalrayError": ("galray.errors", "GalrayError"),
     "Pipeline": ("galray.pipeline", "Pipeline"),
-    "Run": ("galray.pipeline", "Run"),
+    "Run": ("galray.rundir", "Run"),
     "RunConfig": ("galray.config", "RunConfig"),
     "load_config": ("galray.config", "load_config"),
-    "load_run": ("galray.pipeline", "load_run"),
+    "load_run": ("galray.rundir", "load_run"),
     "run": ("galray.pipeline", "run"),
 }
 

@@ -163,8 +163,8 @@ def ensemble(config: ConfigArgument, set_: SetOption = None, overwrite: Overwrit
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Build a run's report again from its results."""
-    from galray.pipeline import load_run
     from galray.report import build
+    from galray.rundir import load_run
 
     load_run(run_dir)
     typer.echo(str(build(run_dir)))

@@ -96,15 +96,7 @@ def combine_run(
     ]
     weights = combined.weights
     content: dict[str, Any] = {
-        "run": {
-            "name": config.name,
-            "description": config.description,
-            "created": record["created"],
-            "seed": config.seed,
-            "config_hash": config.hash,
-            "galray": record["galray"],
-            "git": record["git"],
-        },
+        "run": summary.run_header(config, record),
         "headline": summary.headline(places, estimates, true, kernel),
         "quantities": summary.quantity_rows(places, estimates, true),
         "budget": summary.budget_rows(places, estimates),

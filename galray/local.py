@@ -15,6 +15,7 @@ from galray.gravity.vertical import VerticalResult, VerticalSample, VerticalSett
 from galray.provenance import write_atomic
 from galray.results import ACCELERATION_UNIT, DENSITY_UNIT
 from galray.rundir import read_json
+from galray.summary import run_header
 from galray.units import GEV_PER_CM3, MSUN_PC3, G
 
 __all__ = ["measure_local"]
@@ -171,15 +172,7 @@ def summarise(config: RunConfig, folder: Path, store: ShardStore, result: Vertic
     inside = low <= result.rho0 <= high
     p_value = chi2_p(result)
     return {
-        "run": {
-            "name": config.name,
-            "description": config.description,
-            "created": record["created"],
-            "seed": config.seed,
-            "config_hash": config.hash,
-            "galray": record["galray"],
-            "git": record["git"],
-        },
+        "run": run_header(config, record),
         "headline": {
             "name": "rho",
             "label": "Total mass density in the plane at the Sun",

@@ -17,82 +17,17 @@ from galray.config import RunConfig, load_config
 from galray.console import Advance, Console
 from galray.errors import GalrayError
 from galray.provenance import content_hash, provenance, write_atomic
-from galray.rundir import RunDirectory, read_json, whole_folder
+from galray.rundir import Run, RunDirectory, read_json, whole_folder
 from galray.seeds import seed_for
 
 if TYPE_CHECKING:
     from galray.catalog import ShardStore
-    from galray.ensemble import EnsembleSettings, FieldEnsemble, MemberOutcome, MemberSpec
+    from galray.ensemble import EnsembleSettings, MemberOutcome, MemberSpec
     from galray.tracking import Tracker
 
-__all__ = ["Pipeline", "Run", "load_run", "measure_store", "run"]
+__all__ = ["Pipeline", "measure_store", "run"]
 
 Until = Literal["mock", "catalog", "members", "measure", "report"]
-
-
-class Run:
-    """A run directory, to look at.
-
-    Arguments:
-        folder: The run directory.
-
-    Raises:
-        GalrayError: It is not one.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).resolve()
-        if not (self.folder / "config.toml").is_file():
-            raise GalrayError(
-                f"{folder}: not a run directory (no config.toml)", "name a folder that `galray run` made"
-            )
-        self.config = load_config(self.folder / "config.toml")
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The numbers of the run, as ``results/summary.json`` holds them."""
-        return read_json(self.folder / "results" / "summary.json")
-
-    @property
-    def headline(self) -> dict[str, Any]:
-        """The one number: ρ_DM, its error, unit and place."""
-        return self.summary["headline"]
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Versions, hashes, seed, machine."""
-        return read_json(self.folder / "provenance.json")
-
-    @property
-    def stage_seconds(self) -> dict[str, float]:
-        """Wall time of every finished stage."""
-        return RunDirectory(self.config.model_copy(update=self._place())).stage_seconds()
-
-    def _place(self) -> dict[str, str]:
-        """Where the run lies now, which need not be where it was made."""
-        return {"name": self.folder.name, "output": str(self.folder.parent)}
-
-    @property
-    def catalog(self) -> ShardStore:
-        """The run's shard store."""
-        from galray.catalog import ShardStore
-
-        return ShardStore(self.folder / "shards")
-
-    @property
-    def field(self) -> FieldEnsemble:
-        """The measured gravity of all inversions and members together.
-
-        ``run.field.acceleration([[-8.12, 0, 1]])`` gives (km/s)²/kpc.
-        """
-        from galray.ensemble import FieldEnsemble
-
-        return FieldEnsemble.from_run(self.folder)
-
-
-def load_run(folder: str | Path) -> Run:
-    """Open a finished or unfinished run directory."""
-    return Run(folder)
 
 
 def run(

@@ -10,7 +10,7 @@ from galray.errors import GalrayError
 
 if TYPE_CHECKING:
     from galray.ensemble import EnsembleSettings
-    from galray.pipeline import Run
+    from galray.rundir import Run
 
 __all__ = ["extrapolate", "parse_fraction", "plan", "preflight", "sample_config", "wanted_members"]
 

@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from galray.config import RunConfig, to_toml
+from galray.config import RunConfig, load_config, to_toml
 from galray.errors import GalrayError
 from galray.provenance import content_hash, now, write_atomic
 
-__all__ = ["RunDirectory", "read_json", "whole_folder"]
+if TYPE_CHECKING:
+    from galray.catalog import ShardStore
+    from galray.ensemble import FieldEnsemble
+
+__all__ = ["Run", "RunDirectory", "load_run", "read_json", "whole_folder"]
 
 
 def read_json(path: Path) -> Any:
@@ -205,3 +209,68 @@ class RunDirectory:
         """Wall time of every finished stage, in the order in which they finished."""
         records = [(read_json(path), path.stem) for path in (self.path / "stages").glob("*.json")]
         return {name: record["seconds"] for record, name in sorted(records, key=lambda r: r[0]["finished"])}
+
+
+class Run:
+    """A run directory, to look at.
+
+    Arguments:
+        folder: The run directory.
+
+    Raises:
+        GalrayError: It is not one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).resolve()
+        if not (self.folder / "config.toml").is_file():
+            raise GalrayError(
+                f"{folder}: not a run directory (no config.toml)", "name a folder that `galray run` made"
+            )
+        self.config = load_config(self.folder / "config.toml")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the run, as ``results/summary.json`` holds them."""
+        return read_json(self.folder / "results" / "summary.json")
+
+    @property
+    def headline(self) -> dict[str, Any]:
+        """The one number: ρ_DM, its error, unit and place."""
+        return self.summary["headline"]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, hashes, seed, machine."""
+        return read_json(self.folder / "provenance.json")
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall time of every finished stage."""
+        return RunDirectory(self.config.model_copy(update=self._place())).stage_seconds()
+
+    def _place(self) -> dict[str, str]:
+        """Where the run lies now, which need not be where it was made."""
+        return {"name": self.folder.name, "output": str(self.folder.parent)}
+
+    @property
+    def catalog(self) -> ShardStore:
+        """The run's shard store."""
+        from galray.catalog import ShardStore
+
+        return ShardStore(self.folder / "shards")
+
+    @property
+    def field(self) -> FieldEnsemble:
+        """The measured gravity of all inversions and members together.
+
+        ``run.field.acceleration([[-8.12, 0, 1]])`` gives (km/s)²/kpc.
+        """
+        from galray.ensemble import FieldEnsemble
+
+        return FieldEnsemble.from_run(self.folder)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a finished or unfinished run directory."""
+    return Run(folder)

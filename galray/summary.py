@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from galray.config import RunConfig
 from galray.ensemble import Estimate
 from galray.provenance import write_atomic
 from galray.results import HEADLINE, Places, Quantity
 from galray.units import GEV_PER_CM3
 
-__all__ = ["headline", "quantity_rows", "truth_values", "write_summary", "write_tables"]
+__all__ = ["headline", "quantity_rows", "run_header", "truth_values", "write_summary", "write_tables"]
 
 
 def truth_values(truth: Mapping[str, Any], places: Places, kernel: Any) -> np.ndarray:
@@ -106,6 +107,19 @@ def headline(
             for method, e in estimates.items()
             if method != "combined"
         ],
+    }
+
+
+def run_header(config: RunConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What the summary says of the run itself."""
+    return {
+        "name": config.name,
+        "description": config.description,
+        "created": provenance["created"],
+        "seed": config.seed,
+        "config_hash": config.hash,
+        "galray": provenance["galray"],
+        "git": provenance["git"],
     }
 
 

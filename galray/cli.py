@@ -18,6 +18,9 @@ from galray.errors import GalrayError, GalrayWarning
 
 __all__ = ["app", "main"]
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended: 128 and the signal's number."""
+
 app = typer.Typer(
     name="galray",
     help="Galactic dark matter from star catalogues, with neural networks, on a laptop or a Ray cluster.",
@@ -297,8 +300,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo("interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
+        code = INTERRUPTED
     except OSError as error:
         if debug:
             raise
@@ -308,6 +310,8 @@ def main() -> None:
             err=True,
         )
         sys.exit(2)
+    if code == INTERRUPTED:  # typer turns the interrupt into this code
+        typer.echo("interrupted; run the same command again to go on", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -207,8 +207,10 @@ class RunDirectory:
 
     def stage_seconds(self) -> dict[str, float]:
         """Wall time of every finished stage, in the order in which they finished."""
-        records = [(read_json(path), path.stem) for path in (self.path / "stages").glob("*.json")]
-        return {name: record["seconds"] for record, name in sorted(records, key=lambda r: r[0]["finished"])}
+        records = [(read_json(path), path) for path in (self.path / "stages").glob("*.json")]
+        # The record's time is in whole seconds; the file's own tells short stages apart.
+        records.sort(key=lambda pair: (pair[0]["finished"], pair[1].stat().st_mtime_ns))
+        return {path.stem: record["seconds"] for record, path in records}
 
 
 class Run:

@@ -65,7 +65,7 @@ def test_summary_is_complete(finished: galray.Run) -> None:
     }
     assert summary["run"]["name"] == "tiny"
     assert summary["run"]["config_hash"] == finished.config.hash
-    assert set(summary["run"]["stage_seconds"]) == {"mock", "catalog", "members", "moments"}
+    assert set(summary["run"]["stage_seconds"]) == {"mock", "catalog", "members", "moments", "measure"}
     assert summary["run"]["seconds"] == pytest.approx(sum(summary["run"]["stage_seconds"].values()), abs=0.1)
     rows = Counter((row["name"], row["where"]) for row in summary["quantities"])
     for place in ("Sun", "z=+1 kpc", "z=-1 kpc"):

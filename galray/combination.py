@@ -125,6 +125,14 @@ def collect(
     def values_of(arrays: dict[str, np.ndarray]) -> np.ndarray:
         return places.values(arrays["acceleration"], arrays["density"], baryons)
 
+    for family in ("flow", "score"):
+        mine = [s for s in specs if s.family == family and _is_finished(members, s)]
+        if any(not s.bootstrap and not s.draw for s in mine):
+            evaluations = [load_evaluation(members.path(s) / "evaluation.safetensors") for s in mine]
+            values = np.array([values_of(e) for e in evaluations])
+            estimate = combine_family(mine, values, groups=groups, settings=budget)
+            whole = [e for s, e in zip(mine, evaluations, strict=True) if not s.bootstrap and not s.draw]
+            found[family] = MethodResult(estimate, whole)
     mine = [s for s in specs if s.family == "moments"]
     if mine:
         source = folder / "fields" / "moments"
@@ -141,20 +149,6 @@ def collect(
             settings=budget,
         )
         found["moments"] = MethodResult(estimate, evaluations[:1])
-    # The moments have no training noise: they know best what the measurement errors shift.
-    known_bias = None
-    if "moments" in found:
-        first = found["moments"].estimate
-        if first.bias is not None and first.bias_covariance is not None:
-            known_bias = (first.bias, first.bias_covariance)
-    for family in ("flow", "score"):
-        mine = [s for s in specs if s.family == family and _is_finished(members, s)]
-        if any(not s.bootstrap and not s.draw for s in mine):
-            evaluations = [load_evaluation(members.path(s) / "evaluation.safetensors") for s in mine]
-            values = np.array([values_of(e) for e in evaluations])
-            estimate = combine_family(mine, values, groups=groups, known_bias=known_bias, settings=budget)
-            whole = [e for s, e in zip(mine, evaluations, strict=True) if not s.bootstrap and not s.draw]
-            found[family] = MethodResult(estimate, whole)
     if not found:
         raise GalrayError(f"{folder}: no method has a result", "look at members/*/error.txt")
     return found

@@ -274,26 +274,3 @@ def test_small_number_helpers():
     matrix = correlation(rng.normal(size=(3, 1)) + 0.3 * rng.normal(size=(3, 4)), groups)
     assert np.linalg.eigvalsh(matrix).min() > 0
     assert np.allclose(np.diag(matrix), 1)
-
-
-def test_bias_known_from_another_family_is_taken_off():
-    """One redraw cannot tell shift from spread; a family without training noise can."""
-    rng = np.random.default_rng(4)
-    truth, shift, noise = np.arange(6.0), np.full(6, 0.8), 0.5
-    settings = BudgetSettings(correct_measurement_bias=True)
-    specs = design(
-        EnsembleSettings(flow=FamilyDesign(seeds=2, bootstraps=1, draws=1), score=NONE, moments=NONE), 1
-    )
-    own, told, pulls = [], [], []
-    for _ in range(300):
-        base = truth + shift + 0.2 * rng.normal(size=6)
-        rows = [base + noise * rng.normal(size=6) for _ in specs]
-        rows[-1] = rows[-1] + shift  # the redraw smears a second time
-        values = np.array(rows)
-        own.append(combine_family(specs, values, settings=settings).value - truth)
-        known = combine_family(specs, values, known_bias=(shift, 0.01 * np.eye(6)), settings=settings)
-        told.append(known.value - truth)
-        pulls.append((known.value - truth) / known.error)
-    assert abs(np.mean(told)) < 0.05
-    assert np.std(told) < 0.75 * np.std(own)
-    assert 0.4 < np.std(pulls) < 1.25

@@ -42,7 +42,6 @@ def combine_family(
     scales: Array | None = None,
     jackknife: Array | None = None,
     jackknife_blocks: int = 0,
-    known_bias: tuple[Array, Array] | None = None,
     settings: BudgetSettings | None = None,
 ) -> Estimate:
     """Combine the members of one family into values with an error budget.
@@ -63,9 +62,6 @@ def combine_family(
             own scatter when absent.
         jackknife: Covariance `(Q, Q)` of the statistics, in place of bootstraps.
         jackknife_blocks: Number of its blocks.
-        known_bias: Shift under redraws `(Q,)` and its covariance `(Q, Q)` as another family measured them.
-            To first order the shift is the data's, the same for every method that is right on exact data;
-            a family without training noise measures it best. Used if the bias is corrected.
         settings: How to combine.
 
     Returns:
@@ -101,15 +97,12 @@ def combine_family(
     num_boots, num_draws = len(boots), len(draws)
     shift = draws.mean(axis=0) if num_draws else None
     centred = draws  # of a single redraw the square holds shift and spread together
-    draws_dof = max(num_draws - 1, 1)
-    told = known_bias if settings.correct_measurement_bias else None
-    if told is not None:
-        shift, draws_dof = np.asarray(told[0], dtype=float), max(num_draws, 1)
-        centred = draws - shift
-    elif shift is not None and num_draws > 1:
+    if shift is not None and num_draws > 1:
         centred = (draws - shift) * np.sqrt(num_draws / (num_draws - 1))
 
-    parts = [(d, n) for d, n in ((network, num_seeds - 1), (boots, num_boots), (centred, draws_dof))]
+    parts = [
+        (d, n) for d, n in ((network, num_seeds - 1), (boots, num_boots), (centred, max(num_draws - 1, 1)))
+    ]
     parts = [(d, n) for d, n in parts if len(d) and n > 0]
     pool = _Pool(parts, labels, scales, settings, quantities)
 
@@ -142,25 +135,19 @@ def combine_family(
         missing.append("statistics")
 
     spread = np.zeros(quantities)
-    if shift is not None and num_draws:
-        spread, dof = pool.variance(centred, draws_dof)
+    if shift is not None:
+        spread, dof = pool.variance(centred, max(num_draws - 1, 1))
         spread = np.maximum(spread - draws_noise, 0.05 * spread)
         measured = pool.covariance(centred, spread)
         if settings.correct_measurement_bias:
             value = value - shift
-            if told is not None:
-                measured = measured + np.asarray(told[1], dtype=float)
-            elif num_draws > 1:
-                measured = measured * (1.0 + 1.0 / num_draws)
+            measured = measured * (1.0 + 1.0 / num_draws) if num_draws > 1 else measured
         elif num_draws > 1:
             # The shift is one and the same cause everywhere: fully correlated between quantities. With
             # one redraw, spread and shift cannot be told apart and its square already holds both.
             excess = np.sign(shift) * np.sqrt(np.maximum(shift**2 - spread / num_draws, 0.0))
             measured = measured + np.outer(excess, excess)
         terms["measurement"] = Term(measured, num_draws, dof)
-    elif told is not None:
-        value = value - told[0]
-        terms["measurement"] = Term(np.asarray(told[1], dtype=float), 0, np.full(quantities, np.inf))
     elif settings.expect_measurement:
         missing.append("measurement")
 

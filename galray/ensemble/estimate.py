@@ -84,14 +84,6 @@ class Estimate:
         return student_factor(self.dof)
 
     @property
-    def bias_covariance(self) -> Array | None:
-        """Covariance `(Q, Q)` of the bias from this family's own redraws; None for fewer than two of them."""
-        term = self.terms.get("measurement")
-        if term is None or self.bias is None or term.count < 2:
-            return None
-        return term.covariance / (term.count + 1.0 if self.bias_corrected else term.count)
-
-    @property
     def covariance(self) -> Array:
         """Total covariance `(Q, Q)`, widened."""
         total = np.zeros((len(self.value), len(self.value)))

@@ -17,9 +17,6 @@ __all__ = ["extrapolate", "parse_fraction", "plan", "preflight", "sample_config"
 NUM_FILES_LOOKED_AT = 16
 """How many input files are opened before a run starts; the others follow when they are read."""
 
-# Per-star stages grow with the catalogue; the rest (start-up, evaluation, report) does not.
-SCALING_STAGES = ("mock", "catalog", "members", "moments")
-
 
 def plan(config: RunConfig) -> dict[str, str]:
     """What a run would do, one line per subject (``--dry-run``).
@@ -166,11 +163,16 @@ def sample_config(config: RunConfig, text: str) -> RunConfig:
 def extrapolate(run: Run, text: str) -> list[str]:
     """Time and cost of the whole from the measured stages of a part.
 
-    Stages that pass over the stars are taken to grow in proportion to their number, the others not at all.
+    The moments, and the epochs of every training, grow in proportion to the number of stars; the fits of a
+    member that show a fixed number of stars, its evaluation, and all other stages do not.
     """
     fraction = parse_fraction(text)
     stages = run.stage_seconds
-    total = sum(s / fraction if name in SCALING_STAGES else s for name, s in stages.items())
+    # A part of a mock is generated and read as a part; of files every row is read, since only the hash of a
+    # star's identifier tells whether it belongs to the part.
+    scaling = ("mock", "catalog", "moments") if run.config.mock is not None else ("moments",)
+    growth = dict.fromkeys(scaling, 1 / fraction) | {"members": _growth_of_members(run, fraction)}
+    total = sum(seconds * growth.get(name, 1.0) for name, seconds in stages.items())
     cores = run.provenance["machine"]["cores"]
     hours = total * cores / 3600
     dollars = hours * run.config.cost.dollars_per_core_hour
@@ -180,3 +182,16 @@ def extrapolate(run: Run, text: str) -> list[str]:
         f"extrapolated to all: {total / 60:.1f} min on {cores} cores, {hours:.2f} core-hours, "
         f"about {dollars:.2f} dollars at {run.config.cost.dollars_per_core_hour:g} per core-hour",
     ]
+
+
+def _growth_of_members(run: Run, fraction: float) -> float:
+    """How much longer the members take on all stars: their epochs grow, the rest of them does not."""
+    from galray.rundir import read_json
+
+    whole = epochs = 0.0
+    for result in (run.folder / "members").glob("[0-9]*/result.json"):
+        whole += read_json(result)["seconds"]
+        curve = result.parent / "curve.json"
+        rows = read_json(curve) if curve.is_file() else []
+        epochs += rows[-1]["seconds"] if rows else 0.0  # since the training began
+    return 1.0 if whole == 0 else 1.0 + (1 / fraction - 1) * min(epochs / whole, 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -150,13 +150,31 @@ def test_a_file_that_is_not_gaias(tmp_path: Path) -> None:
         preflight(files_config(tmp_path, pl.DataFrame({"alpha": [1.0], "beta": [2.0]})))
 
 
-def test_extrapolation_scales_what_passes_over_the_stars(tmp_path: Path) -> None:
-    run = SimpleNamespace(
+def finished_part(tmp_path: Path, config: Any) -> Any:
+    """A run on a part: one member of 3 s, of which its epochs took 1 s."""
+    member = tmp_path / "run" / "members" / "000"
+    member.mkdir(parents=True)
+    (member / "result.json").write_text('{"seconds": 3.0}')
+    (member / "curve.json").write_text('[{"seconds": 0.5}, {"seconds": 1.0}]')
+    return SimpleNamespace(
+        folder=tmp_path / "run",
         stage_seconds={"mock": 1.0, "catalog": 2.0, "members": 3.0, "moments": 4.0, "measure": 60.0},
         provenance={"machine": {"cores": 4}},
-        config=load_config(write_config(tmp_path), ["cost.dollars_per_core_hour=9"]),
+        config=config,
     )
-    measured, whole = extrapolate(cast(Any, run), "1%")
+
+
+def test_extrapolation_scales_what_passes_over_the_stars(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path), ["cost.dollars_per_core_hour=9"])
+    measured, whole = extrapolate(finished_part(tmp_path, config), "1%")
     assert measured == "measured on 1%: mock 1 s, catalog 2 s, members 3 s, moments 4 s, measure 60 s"
-    # 100 times ten seconds and once a minute are 1060 s: 4240 core-seconds on four cores.
-    assert "17.7 min on 4 cores, 1.18 core-hours, about 10.60 dollars at 9 per core-hour" in whole
+    # 100 times mock, catalog, moments and the epochs (8 s), once the rest (62 s): 862 s on four cores.
+    assert "14.4 min on 4 cores, 0.96 core-hours, about 8.62 dollars at 9 per core-hour" in whole
+
+
+def test_extrapolation_knows_that_files_are_read_whole(tmp_path: Path) -> None:
+    stars(20).write_parquet(tmp_path / "a.parquet")
+    config = files_config(tmp_path, stars(20))
+    _, whole = extrapolate(finished_part(tmp_path, config), "1%")
+    # 100 times moments and epochs (5 s), once the rest (65 s).
+    assert "9.4 min on 4 cores" in whole

@@ -113,11 +113,9 @@ class RunConfig(Settings):
     @property
     def hash(self) -> str:
         """Hash of everything that can change a number: where it runs and how it is logged cannot."""
-        return content_hash(
-            self.model_dump(
-                mode="json", exclude={"name", "description", "output", "tracking", "cluster", "cost"}
-            )
-        )
+        elsewhere = dict.fromkeys(("name", "description", "output", "tracking", "cluster", "cost"), True)
+        resources = {"concurrent", "cpus_per_member", "gpus_per_member", "threads", "max_crashes"}
+        return content_hash(self.model_dump(mode="json", exclude={**elsewhere, "ensemble": resources}))
 
 
 def ready_configs() -> dict[str, Path]:

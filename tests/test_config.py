@@ -173,6 +173,8 @@ def test_hash_holds_what_changes_a_number_and_nothing_else(tiny: Path) -> None:
         "tracking.enabled=false",
         "tracking.experiment=other",
         "cluster.num_cpus=7",
+        "ensemble.concurrent=1",
+        "ensemble.cpus_per_member=0.5",
         "cost.dollars_per_core_hour=1",
     ):
         assert load_config(tiny, [same]).hash == base, same

@@ -32,7 +32,7 @@ def _members(folder, count=2):
         path = folder / "members" / f"{spec.index:03d}"
         (path / "model").mkdir(parents=True)
         (path / "model" / "weights.safetensors").write_bytes(b"weights")
-        curve = [{"epoch": e, "train": 1 / e, "validation": 2 / e, "seconds": 0.5} for e in range(1, 31)]
+        curve = [{"epoch": e, "train": 1 / e, "validation": 2 / e, "seconds": 0.5 * e} for e in range(1, 31)]
         (path / "curve.json").write_text(json.dumps(curve))
         (path / "spec.json").write_text(json.dumps(spec.to_dict()))
         ill = spec.index == 1

@@ -110,7 +110,7 @@ class Recorder:
             rows, clock, step = [], float(start), 0
             for point in entry["curve"]:
                 step = int(point.pop("epoch", step + 1))
-                clock += 1000.0 * point.get("seconds", 0.0)
+                clock = start + 1000.0 * point.get("seconds", 0.0)  # seconds since the training began
                 rows += [(metric_name(key), value, int(clock), step) for key, value in point.items()]
             rows += [(f"final.{key}", value, end, step) for key, value in entry["metrics"].items()]
             self._write(run_id, metrics=rows, params=entry["params"], tags=tags)

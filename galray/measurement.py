@@ -26,6 +26,7 @@ from galray.gravity import (
     MomentsSettings,
     SplineField,
     fit_potential,
+    least_squares,
     save_field,
     smoothed_density,
 )
@@ -158,6 +159,8 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     kernel = Kernel.from_settings(config.gravity.kernel)
     evaluate(field, places_of(config, store), kernel, target / "evaluation.safetensors")
     checks = run_checks(model, validation.double(), seed=seed)
+    if family == "flow":
+        checks |= least_squares_check(model, field, places_of(config, store), config, seed)
     write_atomic(target / "checks.json", checks)
     return {
         "best": result.best,
@@ -167,6 +170,25 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
         "gravity_seconds": inverted - trained,
         "evaluate_seconds": time.perf_counter() - inverted,
     }
+
+
+def least_squares_check(
+    model: Any, field: Any, places: Places, config: RunConfig, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Does Φ agree with least squares over velocities drawn from the flow, at the Sun?"""
+    settings = config.gravity.least_squares
+    x = torch.from_numpy(places.x[:1])  # the first of the places is the Sun
+    a = least_squares(
+        model,
+        x,
+        num_velocities=settings.num_velocities,
+        form=settings.form,
+        generator=torch.Generator().manual_seed(seed),
+        batch_size=settings.batch_size,
+    )
+    ratio = float(a[0, 0] / field.acceleration(x)[0, 0])
+    name = "a_R at the Sun: least squares over velocities / potential"
+    return {name: {"value": ratio, "error": None, "expected": 1.0, "ok": abs(ratio - 1) < 0.1}}
 
 
 def field_of_model(model: Any, w: Tensor, config: RunConfig, seed: int) -> Any:
@@ -197,10 +219,22 @@ def evaluate(field: Any, places: Places, kernel: Kernel, path: Path | None = Non
 
 
 def load_evaluation(path: Path) -> dict[str, np.ndarray]:
-    """What `evaluate` wrote."""
+    """What `evaluate` wrote.
+
+    Raises:
+        GalrayError: The file is absent or broken.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return load_file(path)
+    try:
+        arrays = load_file(path)
+        return {name: arrays[name] for name in ("acceleration", "density")}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise GalrayError(
+            f"{path}: cannot be read: {error}",
+            f"delete the folder {path.parent} and run again: what is missing is made anew",
+        ) from None
 
 
 def shard_sums(task: tuple[str, int, int | None, dict[str, Any]]) -> list[Any]:

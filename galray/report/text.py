@@ -32,7 +32,7 @@ MINUS = "−"
 DASH = "–"
 
 METHODS: dict[str, tuple[str, str]] = {
-    "flow": ("flow", "normalizing flow, least squares over resampled velocities"),
+    "flow": ("flow", "normalizing flow, potential fitted to its score over the stars"),
     "score": ("score", "score network, potential fitted over the stars"),
     "moments": ("moments", "weak-form moments, splines, no network"),
     "vertical": ("vertical", "vertical Jeans equation in one dimension"),

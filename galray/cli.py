@@ -244,12 +244,12 @@ def _run(
     from galray.planning import extrapolate, plan, sample_config
 
     loaded = load_config(config, set_)
+    if sample is not None:
+        loaded = sample_config(loaded, sample)
     if dry_run:
         for key, value in plan(loaded).items():
             typer.echo(f"{key:<12} {value}")
         return
-    if sample is not None:
-        loaded = sample_config(loaded, sample)
     result = Pipeline(loaded, Console(quiet=quiet), overwrite=overwrite).run()
     _print_table(result.summary)
     if sample is not None:

@@ -108,7 +108,10 @@ class RunConfig(Settings):
     @property
     def run_dir(self) -> Path:
         """The run's directory."""
-        return Path(self.output).expanduser() / self.name
+        try:
+            return Path(self.output).expanduser() / self.name
+        except RuntimeError:  # ~name of a user who is not known
+            raise GalrayError(f"output: '{self.output}': no such home folder", "write the path out") from None
 
     @property
     def hash(self) -> str:

@@ -156,9 +156,10 @@ def _mlflow() -> Check:
     """Create a store and close a run in it."""
     import logging
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     import mlflow
     from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # after the import, which sets it to INFO
 
     with tempfile.TemporaryDirectory() as folder:
         client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")

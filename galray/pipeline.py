@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline", "measure_store", "run"]
 
+SUMMARY = {"headline", "quantities", "catalog", "run"}
+"""What a summary holds at least, whichever inversion it is of."""
+
 Until = Literal["mock", "catalog", "members", "measure", "report"]
 
 
@@ -207,6 +210,8 @@ class Pipeline:
         folder = self.folder / "mock"
         with self.session():
             inputs = [mock.model_dump(mode="json"), self.config.seed, self.config.catalog.frame.model_dump()]
+            if not ((self.folder / "truth.json").is_file() and any(folder.glob("*.csv.gz"))):
+                self.directory.forget("mock")
             if not self.directory.is_done("mock", inputs):
                 self._connect()
             self._stage("mock", f"{mock.galaxy.num_stars:,} stars in Gaia form", inputs, self._make_mock)
@@ -268,7 +273,7 @@ class Pipeline:
     def _provenance(self, store: ShardStore) -> None:
         """Written when the inputs are known; a resumed run keeps the record of its first pass."""
         path = self.folder / "provenance.json"
-        if path.is_file() and read_json(path).get("input_hash") == store.hash:
+        if _dictionary(path).get("input_hash") == store.hash:
             return
         write_atomic(path, provenance(self.config.hash, store.hash, self.config.seed))
 
@@ -370,6 +375,8 @@ class Pipeline:
         with self.session():
             self._connect()
             inputs = [[spec.id for spec in specs], store.hash]
+            if not (self.folder / "fields" / "moments").is_dir():
+                self.directory.forget("moments")
             self._stage(
                 "moments", f"{len(specs)} passes over the shards", inputs, self._make_moments(store, specs)
             )
@@ -420,6 +427,7 @@ class Pipeline:
                 store.hash,
                 self.config.hash,
             ]
+            self._look_at_summary()
             text = "error budget and tables"
             if self._stage("measure", text, inputs, lambda advance: self._make_measure(store)):
                 self._stamp_time()
@@ -439,11 +447,17 @@ class Pipeline:
 
         with self.session():
             inputs = [store.hash, self.config.hash]
+            self._look_at_summary()
             text = "vertical inversion"
             if self._stage(
                 "measure", text, inputs, lambda advance: measure_local(self.config, self.folder, store)
             ):
                 self._stamp_time()
+
+    def _look_at_summary(self) -> None:
+        """Have the summary made again where it is absent or broken."""
+        if not _dictionary(self.folder / "results" / "summary.json").keys() >= SUMMARY:
+            self.directory.forget("measure")
 
     def run_report(self) -> Path:
         """Figures and the page."""
@@ -473,6 +487,15 @@ class Pipeline:
             return False
         with self.console.stage(name, text) as advance:
             return self.directory.stage(name, inputs, lambda: work(advance))
+
+
+def _dictionary(path: Path) -> dict[str, Any]:
+    """A JSON file's dictionary; empty where the file is absent or broken and will be written again."""
+    try:
+        content = read_json(path)
+    except GalrayError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _metric_name(text: str) -> str:

@@ -70,7 +70,7 @@ def preflight(config: RunConfig) -> None:
         GalrayError: Input files or columns are absent, the places do not fit into the ball, the baryons
             cannot be built, a method has no members, or there are too few shards for a jackknife.
     """
-    kind = "gaia" if config.mock is not None else _look_at_files(config)
+    kind = _look_at_files(config) if config.mock is None else _look_at_mock(config)
     if "vertical" in config.methods:
         return
     from galray import gravity
@@ -114,6 +114,18 @@ def _look_at_files(config: RunConfig) -> str:
         source = open_source(path, config.catalog.release, config.catalog.rename)
         Selection(config.catalog, source, "0" * 8, config.seed)
     return str(found["kind"])
+
+
+def _look_at_mock(config: RunConfig) -> str:
+    """Look for the columns that the configuration needs among those that the mock's files will have."""
+    from galray.catalog.columns import columns
+    from galray.catalog.readers import Source
+    from galray.catalog.selection import Selection
+
+    names = {column.name: column.name for column in columns("dr3")}
+    source = Source(config.run_dir / "mock", "csv", names, "dr3", True)
+    Selection(config.catalog, source, "0" * 8, config.seed)
+    return "gaia"
 
 
 def _devices(config: RunConfig) -> str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "RunDirectory", "load_run", "read_json", "whole_folder"]
 
+RECORD = {"inputs", "seconds", "finished", "outcome"}
+"""What the record of a finished stage holds."""
+
 
 def read_json(path: Path) -> Any:
     """Read a JSON file of a run.
@@ -85,7 +88,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise GalrayError(f"{self.path}: is a file", "choose another name or output")
         if stamp.is_file():
-            found = stamp.read_text().strip()
+            found = stamp.read_text(errors="replace").strip()
             if found != self.config.hash and not self.overwrite:
                 raise GalrayError(
                     f"{self.path}: belongs to another configuration ({found}, not {self.config.hash})",
@@ -164,8 +167,8 @@ class RunDirectory:
 
     def is_done(self, name: str, inputs: Any) -> bool:
         """Whether the stage's record says that the same inputs were worked on to the end."""
-        record = self._record(name)
-        return record.is_file() and read_json(record).get("inputs") == content_hash(inputs)
+        record = self._read(name)
+        return record is not None and record["inputs"] == content_hash(inputs)
 
     def forget(self, name: str) -> None:
         """Have a stage done again, because what it made is gone."""
@@ -173,8 +176,8 @@ class RunDirectory:
 
     def outcome(self, name: str) -> Any:
         """What a finished stage returned; None where it was not done."""
-        record = self._record(name)
-        return read_json(record)["outcome"] if record.is_file() else None
+        record = self._read(name)
+        return record["outcome"] if record is not None else None
 
     def stage(self, name: str, inputs: Any, work: Callable[[], Any]) -> bool:
         """Do a stage unless it `is_done`.
@@ -190,7 +193,7 @@ class RunDirectory:
         if inputs is not None and self.is_done(name, inputs):
             return False
         record = self._record(name)
-        before = read_json(record)["seconds"] if record.is_file() else 0.0
+        before = (self._read(name) or {"seconds": 0.0})["seconds"]
         record.unlink(missing_ok=True)
         begin = time.perf_counter()
         outcome = work()
@@ -205,9 +208,19 @@ class RunDirectory:
     def _record(self, name: str) -> Path:
         return self.path / "stages" / f"{name}.json"
 
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A stage's record; None where there is none or it is broken: the stage is then done again."""
+        try:
+            record = read_json(self._record(name))
+        except GalrayError:
+            return None
+        whole = isinstance(record, dict) and RECORD <= set(record)
+        return record if whole and isinstance(record["seconds"], (int, float)) else None
+
     def stage_seconds(self) -> dict[str, float]:
         """Wall time of every finished stage, in the order in which they finished."""
-        records = [(read_json(path), path) for path in (self.path / "stages").glob("*.json")]
+        found = [(self._read(path.stem), path) for path in (self.path / "stages").glob("*.json")]
+        records = [(record, path) for record, path in found if record is not None]
         # The record's time is in whole seconds; the file's own tells short stages apart.
         records.sort(key=lambda pair: (pair[0]["finished"], pair[1].stat().st_mtime_ns))
         return {path.stem: record["seconds"] for record, path in records}

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from galray.cli import app
 from galray.config import load_config
 from galray.errors import GalrayError
 from galray.planning import extrapolate, parse_fraction, plan, preflight, sample_config, wanted_members
@@ -178,3 +180,17 @@ def test_extrapolation_knows_that_files_are_read_whole(tmp_path: Path) -> None:
     _, whole = extrapolate(finished_part(tmp_path, config), "1%")
     # 100 times moments and epochs (5 s), once the rest (65 s).
     assert "9.4 min on 4 cores" in whole
+
+
+def test_cut_on_a_column_that_the_mock_will_not_have_is_refused(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path), ['catalog.cuts.mine="no_such_column < 3"'])
+    with pytest.raises(GalrayError, match="no_such_column"):
+        preflight(config)
+
+
+def test_dry_run_of_a_part_is_of_the_part(tmp_path: Path) -> None:
+    path = str(write_config(tmp_path, num_stars=20_000))
+    shown = CliRunner().invoke(app, ["run", path, "--sample", "10%", "--dry-run"])
+    assert "2,000 mock stars" in shown.output
+    refused = CliRunner().invoke(app, ["run", path, "--sample", "200%", "--dry-run"])
+    assert isinstance(refused.exception, GalrayError)

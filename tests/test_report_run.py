@@ -323,3 +323,10 @@ def test_broken_parts_become_problems(tmp_path):
     told = " ".join(run.problems)
     for name in ("maps.parquet", "profiles.parquet lacks", "provenance.json", "members/000/curve.json"):
         assert name in told
+
+
+def test_empty_summary_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "summary.json").write_text("{}")
+    with pytest.raises(GalrayError, match="holds nothing"):
+        RunFolder.read(tmp_path)

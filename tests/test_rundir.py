@@ -10,6 +10,7 @@ import pytest
 
 from galray.config import RunConfig, load_config
 from galray.errors import GalrayError
+from galray.measurement import load_evaluation
 from galray.provenance import write_atomic
 from galray.rundir import RunDirectory, read_json, whole_folder
 from tests.chain_config import write_config
@@ -267,3 +268,38 @@ def test_read_json_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"a": ')
     with pytest.raises(GalrayError, match="not JSON"):
         read_json(tmp_path / "half.json")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"in', "\x00", '{"inputs": 1, "seconds": "x"}'])
+def test_stage_with_a_broken_record_is_done_again(config: RunConfig, text: str) -> None:
+    directory = RunDirectory(config)
+    directory.claim()
+    assert directory.stage("mock", [1], lambda: "first")
+    (directory.path / "stages" / "mock.json").write_text(text)
+    assert directory.stage_seconds() == {}
+    assert directory.outcome("mock") is None
+    assert directory.stage("mock", [1], lambda: "second")
+    assert directory.outcome("mock") == "second"
+    assert not directory.stage("mock", [1], lambda: "third")
+
+
+def test_broken_stamp_is_that_of_another_configuration(config: RunConfig) -> None:
+    RunDirectory(config).claim()
+    (config.run_dir / "config_hash").write_bytes(b"\x93\xff\x00")
+    with pytest.raises(GalrayError, match="belongs to another configuration"):
+        RunDirectory(config).check()
+
+
+def test_home_of_nobody_is_named(config: RunConfig) -> None:
+    with pytest.raises(GalrayError, match="no such home folder"):
+        RunDirectory(config.model_copy(update={"output": "~no_such_user_of_this_machine/runs"}))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a tensor file"])
+def test_broken_evaluation_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "evaluation.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(GalrayError, match=r"evaluation\.safetensors: cannot be read") as caught:
+        load_evaluation(path)
+    assert "run again" in caught.value.remedy

@@ -80,6 +80,8 @@ class RunFolder:
             raise GalrayError(
                 f"{source} holds a {type(summary).__name__}, not an object", "run `galray run` again"
             )
+        if not summary:
+            raise GalrayError(f"{source}: holds nothing", "run `galray run` again")
         run = cls(path=path, summary=summary)
         config = path / "config.toml"
         run.config = config.read_text("utf-8", errors="replace") if config.is_file() else ""

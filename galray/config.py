@@ -166,7 +166,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     parts = [part.strip() for part in key.split(".")]
     if not separator or not all(parts):
         raise GalrayError(
-            f"--set {text}: not of the form a.b=value", "for example --set ensemble.num_workers=4"
+            f"--set {text}: not of the form a.b=value", "for example --set ensemble.concurrent=2"
         )
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]

@@ -42,7 +42,7 @@ def run(
         config: A TOML file, the name of a ready configuration, or a configuration.
         quiet: Print nothing.
         overwrite: Discard a run directory of another configuration.
-        overrides: Keys to change, sections joined by two underscores: ``ensemble__num_workers=2``.
+        overrides: Keys to change, sections joined by two underscores: ``ensemble__concurrent=2``.
     """
     if not isinstance(config, RunConfig):
         import tomli_w
@@ -361,9 +361,9 @@ class Pipeline:
         return outcomes
 
     def _member_resources(self) -> EnsembleSettings:
-        """A member that is itself a group of Ray Train workers is driven from here, one after another."""
+        """Members one after another in this process where Ray is off, or a member is itself a Ray Train group."""
         training = self.config.training
-        if max(training.flow.workers, training.score.workers) > 1:
+        if not self.config.cluster.enabled or max(training.flow.workers, training.score.workers) > 1:
             return self.config.ensemble.model_copy(update={"concurrent": 0})
         return self.config.ensemble
 

@@ -211,3 +211,9 @@ def test_configurations_are_frozen(tiny: Path) -> None:
     config = load_config(tiny)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 9  # type: ignore[misc]
+
+
+def test_example_in_the_remedy_of_a_malformed_override_is_a_key_that_exists() -> None:
+    with pytest.raises(GalrayError) as caught:
+        load_config("quickstart", ["nonsense"])
+    load_config("quickstart", [caught.value.remedy.split("--set ")[1]])

@@ -367,7 +367,8 @@ class Moments:
             raise GalrayError(
                 f"{total.num_stars} stars give {int(usable.sum())} usable moments for {self.basis.size} "
                 "splines",
-                "take more stars, fewer gravity.moments.num_potential_splines or a smaller gravity.moments.min_stars",
+                "take more stars, fewer gravity.moments.num_potential_splines or a smaller "
+                "gravity.moments.min_stars",
             )
         return total, usable
 

@@ -361,7 +361,7 @@ class Pipeline:
         return outcomes
 
     def _member_resources(self) -> EnsembleSettings:
-        """Members one after another in this process where Ray is off, or a member is itself a Ray Train group."""
+        """One after another in this process where Ray is off, or a member is a group of Ray Train workers."""
         training = self.config.training
         if not self.config.cluster.enabled or max(training.flow.workers, training.score.workers) > 1:
             return self.config.ensemble.model_copy(update={"concurrent": 0})

@@ -328,3 +328,8 @@ def test_overrides_of_the_python_call(tmp_path: Path) -> None:
     with pytest.raises(GalrayError, match=r"places\.heights: z=\+3 kpc lies outside the ball of 2 kpc"):
         galray.run(path, catalog={"ball": {"radius_kpc": 2.0}}, places__heights=[3.0])
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.toml"], "nothing is written"
+
+
+def test_no_gravity_is_told_where_there_were_no_stars(finished: galray.Run) -> None:
+    with pytest.raises(GalrayError, match="beyond the ball|outside"):
+        finished.field.acceleration([[99.0, 0.0, 0.0]])

@@ -75,6 +75,9 @@ class FieldEnsemble:
 
         Returns:
             a in (km/s)²/kpc, shape (*, 3).
+
+        Raises:
+            GalrayError: A position lies outside the ball of the stars.
         """
         return self._combine(lambda field, points: field.acceleration(points), x, method)
 
@@ -107,11 +110,14 @@ class FieldEnsemble:
         return torch.as_tensor(np.asarray(to_internal(x, "length"), dtype=float))
 
     def _combine(self, value: Any, x: Any, method: str | None) -> np.ndarray:
+        from galray.gravity import check_region
+
         points = self._points(x)
         weights = self.weights if method is None else {method: 1.0}
         total: Any = 0.0
         for name, weight in weights.items():
             whole = [field for varied, field in self._of(name) if varied in ("base", "seed")]
+            check_region(whole[0], points)
             values = [np.asarray(value(field, points).detach()) for field in whole]
             total = total + weight * np.mean(values, axis=0)
         return total

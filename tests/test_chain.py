@@ -331,5 +331,5 @@ def test_overrides_of_the_python_call(tmp_path: Path) -> None:
 
 
 def test_no_gravity_is_told_where_there_were_no_stars(finished: galray.Run) -> None:
-    with pytest.raises(GalrayError, match="beyond the ball|outside"):
+    with pytest.raises(GalrayError, match="beyond the ball"):
         finished.field.acceleration([[99.0, 0.0, 0.0]])

@@ -110,8 +110,8 @@ def _look_at_files(config: RunConfig) -> str:
     from galray.catalog.selection import Selection
 
     found = catalog.plan(config.catalog)
-    for path in found["files"][:NUM_FILES_LOOKED_AT]:
-        source = open_source(path, config.catalog.release, config.catalog.rename)
+    for unit in catalog.input_units(config.catalog)[:NUM_FILES_LOOKED_AT]:
+        source = open_source(unit, config.catalog.release, config.catalog.rename)
         Selection(config.catalog, source, "0" * 8, config.seed)
     return str(found["kind"])
 

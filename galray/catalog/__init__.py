@@ -10,6 +10,7 @@ from galray.catalog.astrometry import (
     state_expressions,
 )
 from galray.catalog.ingest import ingest, plan
+from galray.catalog.inputs import InputUnit, input_units
 from galray.catalog.inspection import inspect
 from galray.catalog.quality import parse_cuts
 from galray.catalog.readers import Source, open_source
@@ -23,6 +24,7 @@ __all__ = [
     "CatalogSettings",
     "Draw",
     "FrameSettings",
+    "InputUnit",
     "ShardStore",
     "Source",
     "StatesSettings",
@@ -30,6 +32,7 @@ __all__ = [
     "galactocentric",
     "galactocentric_covariance",
     "ingest",
+    "input_units",
     "inspect",
     "jacobian",
     "open_source",

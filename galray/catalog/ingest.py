@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import json
 import os
 import shutil
@@ -17,72 +16,39 @@ from typing import Any
 
 import polars as pl
 
+from galray.catalog.inputs import InputUnit, input_units
 from galray.catalog.quality import parse_cuts
 from galray.catalog.readers import open_source
 from galray.catalog.selection import kind_of
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import MANIFEST, ShardStore, column_statistics, store_hash
-from galray.catalog.workers import file_state, run_jobs
+from galray.catalog.workers import run_jobs
 from galray.errors import GalrayError
-from galray.provenance import content_hash, file_hash, library_versions, now, write_atomic
+from galray.provenance import content_hash, library_versions, now, write_atomic
 
-__all__ = ["ingest", "input_files", "plan"]
+__all__ = ["ingest", "plan"]
 
 STORE_FORMAT = 1
-_SUFFIXES = (
-    ".csv",
-    ".csv.gz",
-    ".parquet",
-    ".fits",
-    ".fits.gz",
-    ".vot",
-    ".vot.gz",
-    ".xml",
-    ".ecsv",
-    ".ecsv.gz",
-)
-
 Progress = Callable[[int, int, str], None]
 """Called with done and total work (as bytes of input) and a line of text."""
-
-
-def input_files(settings: CatalogSettings) -> list[Path]:
-    """The files that ``catalog.files`` names, sorted, each once.
-
-    Raises:
-        GalrayError: Nothing is named, or a name matches no file.
-    """
-    if not settings.files:
-        raise GalrayError("catalog.files is empty", "name the star files: paths, folders or glob patterns")
-    found: dict[Path, None] = {}
-    for pattern in settings.files:
-        text = os.path.expanduser(pattern)
-        if Path(text).is_dir():
-            matches = [str(p) for p in sorted(Path(text).iterdir()) if p.name.lower().endswith(_SUFFIXES)]
-        else:
-            matches = [text] if Path(text).is_file() else sorted(glob.glob(text, recursive=True))
-            matches = [match for match in matches if Path(match).is_file()]
-        if not matches:
-            raise GalrayError(f"catalog.files: '{pattern}' matches no file", "correct the path or pattern")
-        found |= dict.fromkeys(Path(match).resolve() for match in matches)
-    return sorted(found)
 
 
 def plan(settings: CatalogSettings) -> dict[str, Any]:
     """What an ingest would do, from the files' sizes and the first one's columns; nothing is written.
 
     Returns:
-        ``files`` (paths), ``num_files``, ``bytes``, ``num_shards``; ``kind`` and ``format`` of the first.
+        ``files`` (names of the units of work), ``num_files``, ``bytes``, ``num_shards``; ``kind`` and
+        ``format`` of the first.
 
     Raises:
-        GalrayError: As `input_files`; or the first file is not of a known form.
+        GalrayError: As `input_units`; or the first file is not of a known form.
     """
-    paths = input_files(settings)
-    source = open_source(paths[0], settings.release, settings.rename)
+    units = input_units(settings)
+    source = open_source(units[0], settings.release, settings.rename)
     return {
-        "files": [str(path) for path in paths],
-        "num_files": len(paths),
-        "bytes": sum(file_state(path)["size"] for path in paths),
+        "files": [unit.name for unit in units],
+        "num_files": len(units),
+        "bytes": sum(unit.size for unit in units),
         "num_shards": settings.num_shards,
         "format": source.format,
         "kind": kind_of(settings, source),
@@ -118,7 +84,7 @@ def ingest(
         GalrayError: A file is unreadable or lacks a column (beyond ``allow_bad`` of them), no star is left,
             the target cannot be written or holds something else, or another ingest works on it.
     """
-    paths = input_files(settings)
+    units = input_units(settings)
     target = Path(target)
     _prepare(target)
     with _locked(target):
@@ -129,18 +95,17 @@ def ingest(
                 "settings": settings.model_dump(exclude={"files", "allow_bad"}),
             }
         )
-        states = [file_state(path) for path in paths]
-        finished = _finished(target, key, states, settings.allow_bad)
+        finished = _finished(target, key, units, settings.allow_bad)
         if finished is not None:
             return finished
-        work = target / f".ingest-{content_hash([key, states])}"
+        work = target / f".ingest-{content_hash([key, [unit.state() for unit in units]])}"
         for stale in target.glob(".ingest-*"):
             if stale != work:
                 shutil.rmtree(stale, ignore_errors=True)
         started = time.monotonic()
         try:
             work.mkdir(exist_ok=True)
-            run = _Run(settings, target, work, paths, num_workers, seed, progress or (lambda *_: None))
+            run = _Run(settings, target, work, units, num_workers, seed, progress or (lambda *_: None))
             records, quarantined = run.read()
             manifest = run.merge(records)
             manifest |= {
@@ -209,7 +174,7 @@ def _locked(target: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _finished(target: Path, key: str, states: list[dict[str, Any]], allow_bad: int) -> ShardStore | None:
+def _finished(target: Path, key: str, units: list[InputUnit], allow_bad: int) -> ShardStore | None:
     """The store that is there, if it is of these settings and files and whole."""
     try:
         store = ShardStore(target)
@@ -218,15 +183,15 @@ def _finished(target: Path, key: str, states: list[dict[str, Any]], allow_bad: i
     manifest = store.manifest
     if manifest.get("settings_hash") != key or len(manifest["quarantined"]) > allow_bad:
         return None
-    known = {entry["path"]: entry for entry in (*manifest["inputs"], *manifest["quarantined"])}
-    if sorted(known) != sorted(state["path"] for state in states):
+    entries = (*manifest["inputs"], *manifest["quarantined"])
+    known = {InputUnit.from_state(entry).name: entry for entry in entries}
+    if sorted(known) != sorted(unit.name for unit in units):
         return None
-    for state in states:
-        entry = known[state["path"]]
-        same = all(entry.get(name) == state[name] for name in ("size", "mtime_ns"))
+    for unit in units:
+        entry = known[unit.name]
         # A file written again with the same content, as by copying, is the same file.
-        if not same and (
-            entry.get("size") != state["size"] or entry.get("sha256") != file_hash(Path(state["path"]))
+        if InputUnit.from_state(entry) != unit and (
+            entry["size"] != unit.size or entry.get("sha256") != unit.checksum()
         ):
             return None
     stores = [store, *([store.no_rv] if store.no_rv else [])]
@@ -246,7 +211,7 @@ class _Run:
         settings: CatalogSettings,
         target: Path,
         work: Path,
-        paths: list[Path],
+        units: list[InputUnit],
         num_workers: int,
         seed: int,
         progress: Progress,
@@ -254,17 +219,16 @@ class _Run:
         self.settings = settings
         self.target = target
         self.work = work
-        self.paths = paths
+        self.units = units
         self.num_workers = num_workers
         self.progress = progress
         self.arguments = (settings.model_dump_json(), str(work), seed)
-        self.read_size = sum(file_state(path)["size"] for path in paths)
+        self.read_size = sum(unit.size for unit in units)
         self.work_size = self.read_size * 10 // 9  # merging takes about a tenth of the time
 
     def read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Read all files; returns the pieces' records in the files' order, and the files left out."""
-        jobs = [("read", (index, str(path))) for index, path in enumerate(self.paths)]
-        sizes = [file_state(path)["size"] for path in self.paths]
+        jobs = [("read", (index, unit)) for index, unit in enumerate(self.units)]
         records: dict[int, dict[str, Any]] = {}
         quarantined: dict[int, dict[str, Any]] = {}
         done = rows = kept = 0
@@ -274,12 +238,12 @@ class _Run:
                 if not bad or len(quarantined) >= self.settings.allow_bad:
                     also = f" (and {len(quarantined)} bad file(s) before it)" if bad and quarantined else ""
                     raise GalrayError(answer["error"] + also, answer["remedy"])
-                quarantined[number] = {**file_state(self.paths[number]), "reason": answer["error"]}
+                quarantined[number] = {**self.units[number].state(), "reason": answer["error"]}
             else:
                 records[number] = answer["record"]
                 rows += records[number]["account"].get("rows_in", 0)
                 kept += records[number]["account"].get("kept", 0)
-            done += sizes[number]
+            done += self.units[number].size
             message = f"{len(records)}/{len(jobs)} files, {rows:,} rows read, {kept:,} stars kept"
             self.progress(done, self.work_size, message)
         return [records[n] for n in sorted(records)], [quarantined[n] for n in sorted(quarantined)]

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from galray.catalog.columns import columns, polars_dtype, release_aliases
+from galray.catalog.inputs import InputUnit
 from galray.errors import GalrayError
 
 __all__ = ["SHORT_ROW", "Source", "open_source"]
@@ -40,14 +41,16 @@ class Source:
         names: Galray's name of each column → the file's own.
         release: Gaia release whose types apply to columns of its names.
         null_token: True where missing values are written ``null``, as in ESA's bulk files.
+        first_row: Number of the file's rows that are passed over, where a unit is a part of it.
     """
 
-    path: Path
+    path: Path | str
     format: str
     names: Mapping[str, str]
     release: str
     null_token: bool = False
     header: tuple[str, ...] = field(default=(), repr=False)
+    first_row: int = 0
 
     def kind(self) -> str | None:
         """``gaia`` or ``states`` by the columns that are there; None for neither."""
@@ -159,8 +162,10 @@ class Source:
         return None
 
 
-def open_source(path: Path | str, release: str = "dr3", rename: Mapping[str, str] | None = None) -> Source:
-    """Recognise a file by its content.
+def open_source(
+    unit: InputUnit | Path | str, release: str = "dr3", rename: Mapping[str, str] | None = None
+) -> Source:
+    """Recognise a unit of input, or a file, by its content.
 
     Known are ESA's bulk ``csv.gz``, plain CSV, Parquet, and FITS, VOTable and ECSV tables. Column names are
     compared in lower case where they are Gaia's; `rename` maps others (``{theirs: ours}``).
@@ -168,7 +173,7 @@ def open_source(path: Path | str, release: str = "dr3", rename: Mapping[str, str
     Raises:
         GalrayError: There is no such file, it is empty, unreadable or of no known form.
     """
-    path = Path(path)
+    path = Path(unit.path if isinstance(unit, InputUnit) else unit)
     if not path.is_file():
         raise GalrayError(f"{path}: no such file", "correct the path")
     try:
@@ -258,7 +263,7 @@ def _via_astropy(path: Path, form: str, release: str, rename: Mapping[str, str] 
     return Source(path, form, _names(table.colnames, release, rename), release, header=tuple(table.colnames))
 
 
-def _read_astropy(path: Path, form: str) -> Any:
+def _read_astropy(path: Path | str, form: str) -> Any:
     import warnings
 
     from astropy.table import Table

@@ -14,29 +14,21 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from galray.catalog.inputs import InputUnit
 from galray.catalog.readers import open_source
 from galray.catalog.selection import SHARD, Selection
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import merge_shard
 from galray.errors import GalrayError
-from galray.provenance import file_hash, write_atomic
+from galray.provenance import write_atomic
 
-__all__ = ["Worker", "file_state", "run_jobs"]
+__all__ = ["Worker", "run_jobs"]
 
 FLUSH_ROWS = 400_000
 """Selected rows that a worker holds before it writes them out."""
 
 ATTEMPTS = 3
 """How often a job is given to a worker when workers die over it."""
-
-
-def file_state(path: Path) -> dict[str, Any]:
-    """What tells that a file has not changed, without reading it."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise GalrayError(f"{path}: {error.strerror or error}", "correct catalog.files") from None
-    return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 class Worker:
@@ -67,26 +59,22 @@ class Worker:
                 "bad_file": False,
             }
 
-    def read(self, index: int, path: str) -> dict[str, Any]:
-        """Turn one file into a piece: selected rows in row groups by shard, and its row account.
+    def read(self, index: int, unit: InputUnit) -> dict[str, Any]:
+        """Turn one unit of input into a piece: selected rows in row groups by shard, and its row account.
 
-        A piece that is already there for the same file is left as it is.
+        A piece that is already there for the same input is left as it is.
         """
         record_path = self.folder / f"piece-{index:05d}.json"
-        state = file_state(Path(path))
         with contextlib.suppress(OSError, ValueError, KeyError):
             record = json.loads(record_path.read_text(encoding="utf-8"))
-            if all(record["file"][name] == value for name, value in state.items()):
+            if InputUnit.from_state(record["file"]) == unit:
                 return {"record": record, "reused": True}
-        source = open_source(path, self.settings.release, self.settings.rename)
-        try:
-            checksum = file_hash(source.path)
-        except OSError as error:
-            raise GalrayError(f"{path}: cannot be read: {error.strerror or error}", "mend the file") from None
+        source = open_source(unit, self.settings.release, self.settings.rename)
+        checksum = unit.checksum()
         selection = Selection(self.settings, source, checksum, self.seed)
         stars = _Piece(self.folder / f"piece-{index:05d}.6d.parquet", self.settings.num_shards)
         others = _Piece(self.folder / f"piece-{index:05d}.no_rv.parquet", self.settings.num_shards)
-        row = 0
+        row = source.first_row
         try:
             for batch in source.batches(selection.columns):
                 kept, without = selection.apply(batch, row)
@@ -95,7 +83,7 @@ class Worker:
                 if without is not None:
                     others.add(without)
             record = {
-                "file": {**state, "sha256": checksum, "rows": row},
+                "file": {**unit.state(), "sha256": checksum, "rows": row - source.first_row},
                 "kind": selection.kind,
                 "account": dict(selection.account),
                 "6d": stars.close(),
@@ -233,8 +221,9 @@ def _on_ray(
                     waiting.append((number, attempt + 1))
                     continue
                 reason = str(error).splitlines()[0]
+                over = jobs[number][1][1]
                 answer = {
-                    "error": f"{jobs[number][1][1]}: {attempt} workers died over it: {reason}",
+                    "error": f"{getattr(over, 'name', over)}: {attempt} workers died over it: {reason}",
                     "remedy": "look at the memory of the nodes, or leave the file out with catalog.allow_bad",
                     "bad_file": jobs[number][0] == "read",
                 }

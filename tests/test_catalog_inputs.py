@@ -1,0 +1,65 @@
+"""What catalog.files names: each file once, whatever it is called."""
+
+import os
+
+import pytest
+
+from galray.catalog import CatalogSettings, InputUnit, ingest, input_units, open_source, plan
+from galray.errors import GalrayError
+from tests.catalog_stars import stars
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("b.parquet", "a.parquet"):
+        stars(20, seed=ord(name[0])).write_parquet(folder / name)
+    (folder / "notes.txt").write_text("no stars")
+    return folder
+
+
+def units(*files):
+    return input_units(CatalogSettings(files=tuple(str(f) for f in files)))
+
+
+def test_folder_glob_and_path_name_the_same_files_once(folder, tmp_path, monkeypatch):
+    expected = [str(folder / "a.parquet"), str(folder / "b.parquet")]
+    assert [u.path for u in units(folder)] == expected
+    assert [u.path for u in units(folder / "*.parquet", folder, folder / "a.parquet")] == expected
+    monkeypatch.chdir(tmp_path)
+    assert [u.path for u in units("files/b.parquet", folder / ".." / "files" / "b.parquet")] == expected[1:]
+
+
+def test_links_are_no_other_files(folder):
+    (folder / "c.parquet").symlink_to(folder / "a.parquet")
+    os.link(folder / "b.parquet", folder / "d.parquet")
+    assert [os.path.basename(u.path) for u in units(folder)] == ["a.parquet", "b.parquet"]
+
+
+def test_units_tell_size_and_version(folder):
+    first, second = units(folder)
+    assert first.size == (folder / "a.parquet").stat().st_size
+    assert first.row_groups is None
+    assert InputUnit.from_state({**first.state(), "rows": 3}) == first
+    assert first.checksum() != second.checksum()
+    os.utime(folder / "a.parquet", (1, 1))
+    assert units(folder)[0] != first
+    assert units(folder)[0].checksum() == first.checksum()
+    assert open_source(first).names == open_source(first.path).names
+
+
+def test_names_that_match_nothing(folder):
+    with pytest.raises(GalrayError, match=r"'.*nothing.*' matches no file"):
+        units(folder, folder / "nothing*.csv")
+    with pytest.raises(GalrayError, match=r"catalog\.files is empty"):
+        input_units(CatalogSettings())
+
+
+def test_a_file_listed_twice_is_read_once(folder, tmp_path):
+    files = (str(folder), str(folder / "a.parquet"), str(folder / "*.parquet"))
+    twice = ingest(CatalogSettings(files=files, num_shards=2), tmp_path / "twice")
+    once = ingest(CatalogSettings(files=(str(folder),), num_shards=2), tmp_path / "once")
+    assert twice.hash == once.hash
+    assert twice.row_account["rows_in"] == 40
+    assert plan(CatalogSettings(files=files))["num_files"] == 2

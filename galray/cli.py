@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from galray import __version__
+from galray.commands import catalog
+from galray.commands.options import ConfigArgument, OverwriteOption, SetOption, make_pipeline
 from galray.errors import GalrayError, GalrayWarning
 
 __all__ = ["app", "main"]
@@ -29,20 +31,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-catalog_app = typer.Typer(help="Star files and shard stores.", no_args_is_help=True)
 config_app = typer.Typer(help="Run configurations.", no_args_is_help=True)
-app.add_typer(catalog_app, name="catalog")
+app.add_typer(catalog.app, name="catalog")
 app.add_typer(config_app, name="config")
 
-ConfigArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a ready configuration.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one key; may be repeated.")
-]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be read, trained and written.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Discard a run directory of another configuration.")
-]
 
 
 def _version(value: bool) -> None:
@@ -88,31 +82,10 @@ def demo(set_: SetOption = None, dry_run: DryRunOption = False, overwrite: Overw
 @app.command()
 def mock(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False) -> None:
     """Generate a run's mock galaxy and write it in Gaia's bulk form."""
-    pipeline = _pipeline(config, set_, overwrite=overwrite)
+    pipeline = make_pipeline(config, set_, overwrite=overwrite)
     folder = pipeline.run_mock()
     files = sorted(folder.glob("*.csv.gz"))
     typer.echo(f"{len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB in {folder}")
-
-
-@catalog_app.command("ingest")
-def catalog_ingest(
-    config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False
-) -> None:
-    """Turn star files into shards of 6D stars, and account for every row."""
-    pipeline = _pipeline(config, set_, overwrite=overwrite)
-    with pipeline.session():
-        store = pipeline.run_catalog()
-    _print_account(store)
-
-
-@catalog_app.command("inspect")
-def catalog_inspect(path: Annotated[Path, typer.Argument(help="A star file or a shard store.")]) -> None:
-    """Say what a star file or a shard store holds."""
-    import json
-
-    from galray.catalog import inspect
-
-    typer.echo(json.dumps(inspect(path), indent=1, default=str))
 
 
 @app.command()
@@ -123,7 +96,7 @@ def train(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train one model of a family (the base member of the ensemble) and measure its field."""
-    pipeline = _pipeline(config, set_, overwrite=overwrite)
+    pipeline = make_pipeline(config, set_, overwrite=overwrite)
     folder = pipeline.run_base_member(family)
     typer.echo(f"{family}: trained; model, field and curve in {folder}")
 
@@ -152,14 +125,14 @@ def gravity(
     whole = load_config(source, set_)
     # A run of one inversion alone is another run than that of all: it shall not take its place.
     alone = [] if whole.methods == (method,) else [f"methods={method}", f"name={whole.name}-{method}"]
-    pipeline = _pipeline(source, [*(set_ or []), *alone], overwrite=overwrite)
+    pipeline = make_pipeline(source, [*(set_ or []), *alone], overwrite=overwrite)
     _print_table(pipeline.run(until="measure").summary)
 
 
 @app.command()
 def ensemble(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False) -> None:
     """Train the members that are missing, and combine them into an error budget."""
-    pipeline = _pipeline(config, set_, overwrite=overwrite)
+    pipeline = make_pipeline(config, set_, overwrite=overwrite)
     _print_table(pipeline.run(until="measure").summary)
 
 
@@ -221,14 +194,6 @@ def config_check(config: ConfigArgument, set_: SetOption = None) -> None:
     typer.echo(f"{config}: valid; run directory {loaded.run_dir}, hash {loaded.hash}")
 
 
-def _pipeline(config: str, set_: list[str] | None, *, overwrite: bool = False) -> Any:
-    from galray.config import load_config
-    from galray.console import Console
-    from galray.pipeline import Pipeline
-
-    return Pipeline(load_config(config, set_), Console(), overwrite=overwrite)
-
-
 def _run(
     config: str,
     set_: list[str] | None,
@@ -264,13 +229,6 @@ def _print_table(summary: dict[str, Any]) -> None:
     from galray.report import table
 
     RichConsole(width=None if sys.stdout.isatty() else 120).print(table(summary))
-
-
-def _print_account(store: Any) -> None:
-    account = store.row_account
-    typer.echo(f"{store.num_rows} stars in {len(store.shards)} shards; the fate of every row:")
-    for fate, count in account.items():
-        typer.echo(f"  {fate:<36} {count:>12}")
 
 
 def _format_warning(

@@ -1,0 +1,1 @@
+"""Sub-commands of ``galray``, one module per noun; `galray.cli` mounts them."""

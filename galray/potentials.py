@@ -1,4 +1,4 @@
-"""Analytic, axisymmetric gravitational potentials in torch float64: Φ, a = −∇Φ and ρ in closed form."""
+"""Analytic, axisymmetric gravitational potentials in torch float64: Φ, a = −∇Φ and ρ to round-off."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from galray.double_power_law import DoublePowerLawTable
 from galray.errors import GalrayError
 from galray.units import G
 
 __all__ = [
     "NFW",
     "Composite",
+    "DoublePowerLaw",
     "Hernquist",
     "Isochrone",
     "MiyamotoNagai",
@@ -268,6 +270,90 @@ class NFW(Potential):
         """ρ(x) in Msun/kpc³, shape (*)."""
         s = _radius(_positions(x)) / self.r_s
         return self.rho_s / (s * (1 + s) ** 2)
+
+
+class DoublePowerLaw(Potential):
+    """A sphere ρ = ρ₀ (r/r_s)^−γ [1 + (r/r_s)^α]^((γ−β)/α): cores, cusps and everything between.
+
+    (α, β, γ) = (1, 3, 1) is NFW, (1, 4, 1) Hernquist, (2, 5, 0) Plummer. The enclosed mass and the outer
+    part of the potential are incomplete beta functions, tabulated at construction to 1e-12.
+
+    Arguments:
+        rho_0: Density scale ρ₀ in Msun/kpc³ (the density at r_s is ρ₀ 2^((γ−β)/α)).
+        r_s: Scale radius in kpc.
+        alpha: Sharpness of the turn between the slopes, > 0.
+        beta: Outer slope, > 2, or the potential would not vanish at infinity; > 3 for a finite mass.
+        gamma: Inner slope, 0 ≤ γ < 3.
+
+    Raises:
+        GalrayError: A parameter out of range.
+
+    References:
+        Zhao 1996, MNRAS 278, 488.
+    """
+
+    _parameters = ("rho_0", "r_s", "alpha", "beta", "gamma")
+    rho_0: float
+    r_s: float
+    alpha: float
+    beta: float
+    gamma: float
+
+    def __init__(self, rho_0: float, r_s: float, alpha: float, beta: float, gamma: float) -> None:
+        super().__init__(rho_0=rho_0, r_s=r_s, alpha=alpha, beta=beta)
+        for name, value, good in (("beta", beta, beta > 2), ("gamma", gamma, 0 <= gamma < 3)):
+            if not good:
+                raise GalrayError(
+                    f"DoublePowerLaw: {name} = {value!r} gives no gravity that vanishes at infinity and is "
+                    "finite within every radius",
+                    "give an outer slope beta > 2 and an inner slope 0 <= gamma < 3",
+                )
+        self.gamma = float(gamma)
+        self._table = DoublePowerLawTable(self.alpha, self.beta, self.gamma)
+
+    @property
+    def total_mass(self) -> float:
+        """M(∞) in Msun; infinite for β ≤ 3."""
+        if self.beta <= 3:
+            return math.inf
+        a, b = (3 - self.gamma) / self.alpha, (self.beta - 3) / self.alpha
+        log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+        return 4 * math.pi * self.rho_0 * self.r_s**3 / self.alpha * math.exp(log_beta)
+
+    def density(self, r: Any) -> Tensor:
+        """ρ(r) in Msun/kpc³ at radius r in kpc, shape (*)."""
+        return torch.exp(self._log_density(self._log_s(r)))
+
+    def enclosed_mass(self, r: Any) -> Tensor:
+        """M(<r) in Msun at radius r in kpc, shape (*)."""
+        return 4 * math.pi * self.rho_0 * self.r_s**3 * torch.exp(self._table.log_mass(self._log_s(r)))
+
+    def density_slope(self, r: Any) -> Tensor:
+        """Give d ln ρ / d ln r at radius r in kpc, shape (*): −γ at the centre, −β far out."""
+        return -self.gamma - (self.beta - self.gamma) * torch.sigmoid(self.alpha * self._log_s(r))
+
+    def potential(self, x: Any) -> Tensor:
+        """Φ(x) in (km/s)², shape (*)."""
+        s = self._log_s(_radius(_positions(x)))
+        depth = torch.exp(self._table.log_mass(s) - s) + torch.exp(self._table.log_outer(s))
+        return -4 * math.pi * G * self.rho_0 * self.r_s**2 * depth
+
+    def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
+        s = self._log_s(torch.sqrt((radius2 + z2).clamp_min(_TINY)))
+        g = 4 * math.pi * G * self.rho_0 * torch.exp(self._table.log_mass(s) - 3 * s)
+        return g, g
+
+    def mass_density(self, x: Any) -> Tensor:
+        """ρ(x) in Msun/kpc³, shape (*)."""
+        return self.density(_radius(_positions(x)))
+
+    def _log_s(self, r: Any) -> Tensor:
+        return torch.log(_float64(r).clamp_min(math.sqrt(_TINY)) / self.r_s)
+
+    def _log_density(self, log_s: Tensor) -> Tensor:
+        turn = torch.nn.functional.softplus(self.alpha * log_s, threshold=40.0) / self.alpha
+        return math.log(self.rho_0) - self.gamma * log_s + (self.gamma - self.beta) * turn
 
 
 class MiyamotoNagai(Potential):

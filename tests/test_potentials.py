@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from galray.errors import GalrayError
-from galray.potentials import NFW, Composite, Hernquist, Isochrone, MiyamotoNagai, Plummer, from_dict
+from galray.potentials import (
+    NFW,
+    Composite,
+    DoublePowerLaw,
+    Hernquist,
+    Isochrone,
+    MiyamotoNagai,
+    Plummer,
+    from_dict,
+)
 from galray.units import G
 
 M = 3.7e10
@@ -20,6 +29,7 @@ CASES = {
     "hernquist": Hernquist(M, 0.7),
     "nfw": NFW(8e11, 16.0),
     "miyamoto_nagai": MiyamotoNagai(6e10, 3.0, 0.28),
+    "double_power_law": DoublePowerLaw(4e8, 1.7, 1.3, 3.4, 0.6),
     "composite": Composite({"disc": MiyamotoNagai(6e10, 3.0, 0.28), "halo": NFW(8e11, 16.0)}),
 }
 
@@ -42,7 +52,7 @@ def positions():
     return torch.as_tensor(np.random.default_rng(1).normal(size=(200, 3)) * [6.0, 6.0, 2.0])
 
 
-@pytest.mark.parametrize("name", [k for k in CASES if k != "composite"])
+@pytest.mark.parametrize("name", [k for k in CASES if k not in ("composite", "double_power_law")])
 def test_agrees_with_galpy(name, positions):
     ours, theirs = CASES[name], galpy_oracle(name)
     x = positions.numpy()
@@ -126,3 +136,63 @@ def test_batches_dtypes_and_bad_input():
         from_dict({"type": "Bar"})
     with pytest.raises(GalrayError, match="takes exactly"):
         from_dict({"type": "Plummer", "m_tot": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("power_law", "known"),
+    [
+        (DoublePowerLaw(6.4e7, 1.0, 1, 3, 1), NFW.from_density(6.4e7, 1.0)),
+        (DoublePowerLaw(M / (2 * math.pi * 0.7**3), 0.7, 1, 4, 1), Hernquist(M, 0.7)),
+        (DoublePowerLaw(3 * M / (4 * math.pi * 1.3**3), 1.3, 2, 5, 0), Plummer(M, 1.3)),
+    ],
+    ids=["nfw", "hernquist", "plummer"],
+)
+def test_double_power_laws_that_have_a_name(power_law, known, positions):
+    x = torch.cat([1e-3 * positions, positions, 1e3 * positions])
+    torch.testing.assert_close(power_law.potential(x), known.potential(x), rtol=1e-11, atol=0)
+    torch.testing.assert_close(power_law.acceleration(x), known.acceleration(x), rtol=1e-11, atol=0)
+    torch.testing.assert_close(power_law.mass_density(x), known.mass_density(x), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 0), (2, 5, 0.1), (2, 5, 1), (0.4, 3.2, 1.9), (3, 2.5, 2.3), (1, 4, 0)]
+)
+def test_double_power_law_mass_against_hypergeometric_functions(shape):
+    from scipy.special import hyp2f1
+
+    alpha, beta, gamma = shape
+    field = DoublePowerLaw(3e7, 0.25, alpha, beta, gamma)
+    r = np.geomspace(1e-6, 10.0, 300)
+    s, a = r / 0.25, (3 - gamma) / alpha
+    chi = s**alpha / (1 + s**alpha)
+    # Pfaff's form, whose argument stays in [0, 1)
+    function = (1 + s**alpha) ** -a * hyp2f1(a, 1 + (3 - beta) / alpha, 1 + a, chi)
+    mass = 4 * math.pi * 3e7 * 0.25**3 * s ** (3 - gamma) / (3 - gamma) * function
+    ours = field.enclosed_mass(r)
+    np.testing.assert_allclose(ours, mass, rtol=1e-9)
+    if beta > 3:
+        far = 0.25 * math.exp(30.0)
+        np.testing.assert_allclose(field.enclosed_mass(far), field.total_mass, rtol=math.exp(30 * (3 - beta)))
+    else:
+        assert field.total_mass == math.inf
+    slope = torch.tensor(r).log().requires_grad_()
+    (numeric,) = torch.autograd.grad(field.density(slope.exp()).log().sum(), slope)
+    torch.testing.assert_close(numeric, field.density_slope(r), rtol=1e-10, atol=1e-10)
+
+
+def test_double_power_law_core_of_the_dwarf_mocks():
+    # ρ = 4e8 (1+r)⁻³: M = 4π·4e8 [ln(1+r) + 2/(1+r) − 1/(2(1+r)²) − 3/2]
+    field = DoublePowerLaw(rho_0=4e8, r_s=1.0, alpha=1, beta=3, gamma=0)
+    r = np.array([0.1, 0.25, 0.5, 1.0])
+    mass = 4 * math.pi * 4e8 * (np.log1p(r) + 2 / (1 + r) - 0.5 / (1 + r) ** 2 - 1.5)
+    np.testing.assert_allclose(field.enclosed_mass(r), mass, rtol=1e-12)
+    np.testing.assert_allclose(field.density(r), 4e8 / (1 + r) ** 3, rtol=1e-14)
+    assert field.total_mass == math.inf
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"beta": 2.0}, {"gamma": 3.0}, {"gamma": -0.1}, {"alpha": 0.0}, {"rho_0": -1}]
+)
+def test_double_power_law_refuses_what_has_no_gravity(wrong):
+    with pytest.raises(GalrayError, match=next(iter(wrong))):
+        DoublePowerLaw(**({"rho_0": 1e8, "r_s": 1.0, "alpha": 1, "beta": 3, "gamma": 1} | wrong))

@@ -12,7 +12,7 @@ import types
 import typing
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -30,8 +30,17 @@ from galray.settings import Settings
 from galray.tracking import TrackingSettings
 from galray.training import TrainingSettings
 
-__all__ = ["MockSettings", "RunConfig", "load_config", "ready_configs", "to_toml"]
+__all__ = [
+    "MockSettings",
+    "RunConfig",
+    "load_config",
+    "read_toml",
+    "ready_configs",
+    "to_toml",
+    "validate_settings",
+]
 
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
 Method = Literal["flow", "score", "moments", "vertical"]
 
 
@@ -146,21 +155,51 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
             f"no configuration '{source}': neither a file nor a ready one",
             f"{hint}ready ones are {', '.join(ready)}",
         )
+    return validate_settings(RunConfig, read_toml(path), overrides, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        GalrayError: It cannot be read or is no TOML.
+    """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise GalrayError(f"{path}: not a TOML file: {error}", "mend the line it names") from None
     except OSError as error:
         raise GalrayError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
+
+
+def validate_settings(
+    model: type[AnySettings],
+    data: dict[str, Any],
+    overrides: list[str] | None = None,
+    source: str = "configuration",
+    remedy: str = "`galray config show` prints every key",
+) -> AnySettings:
+    """Build settings from nested values and overrides, with one line for what is wrong.
+
+    Arguments:
+        model: The class of the settings.
+        data: Nested values, changed in place by the overrides.
+        overrides: ``a.b=value`` each; the value is TOML, or a bare string.
+        source: Where the values come from, for the message.
+        remedy: What to do about a wrong key.
+
+    Raises:
+        GalrayError: A key is unknown, a value is of the wrong type.
+    """
     for override in overrides or []:
-        _override(data, override)
+        _override(data, override, model, remedy)
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise GalrayError(f"{path}: {_explain(error)}", "`galray config show` prints every key") from None
+        raise GalrayError(f"{source}: {_explain(error, model)}", remedy) from None
 
 
-def _override(data: dict[str, Any], text: str) -> None:
+def _override(data: dict[str, Any], text: str, model: type[BaseModel], remedy: str) -> None:
     """Apply one ``a.b=value`` in place."""
     key, separator, value = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
@@ -172,7 +211,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()  # a bare word or path is a string
-    wanted = _annotation(parts)
+    wanted = _annotation(parts, model)
     if wanted is str and not isinstance(parsed, str):
         parsed = value.strip()  # so is a name such as 2026-11-21 or 007
     if isinstance(parsed, str) and typing.get_origin(wanted) in (list, tuple):
@@ -181,15 +220,13 @@ def _override(data: dict[str, Any], text: str) -> None:
     for part in parts[:-1]:
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
-            raise GalrayError(
-                f"--set {text}: '{part}' is a value, not a section", "`galray config show` prints every key"
-            )
+            raise GalrayError(f"--set {text}: '{part}' is a value, not a section", remedy)
     section[parts[-1]] = parsed
 
 
-def _annotation(parts: list[str]) -> Any:
+def _annotation(parts: list[str], root: type[BaseModel]) -> Any:
     """The type of the field at this path; None where there is no such field."""
-    model: Any = RunConfig
+    model: Any = root
     for part in parts[:-1]:
         model = _section_of(model, part)
         if model is None:
@@ -209,13 +246,13 @@ def _section_of(model: type[BaseModel], part: str) -> type[BaseModel] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Validation errors as ``key: what is wrong``, with the nearest known key for an unknown one."""
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            known = _keys(RunConfig, [str(part) for part in item["loc"][:-1]])
+            known = _keys(model, [str(part) for part in item["loc"][:-1]])
             close = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
             lines.append(f"{where}: unknown key" + (f", did you mean '{close[0]}'?" if close else ""))
         elif item["type"] == "value_error":

@@ -14,10 +14,12 @@ from galray.mocks.settings import (
 
 if TYPE_CHECKING:
     from galray.mocks.discs import MilkyWay
+    from galray.mocks.eddington import EddingtonSphere
     from galray.mocks.spheres import HernquistSphere, IsochroneSphere, PlummerSphere
 
 __all__ = [
     "DiscSettings",
+    "EddingtonSphere",
     "HernquistSphere",
     "IsochroneSphere",
     "MilkyWay",
@@ -30,6 +32,7 @@ __all__ = [
 
 # torch and pyarrow are imported with what needs them; a configuration needs the settings alone
 _HOMES = {
+    "EddingtonSphere": "eddington",
     "HernquistSphere": "spheres",
     "IsochroneSphere": "spheres",
     "PlummerSphere": "spheres",

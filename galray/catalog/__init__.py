@@ -14,6 +14,7 @@ from galray.catalog.inputs import InputUnit, input_units
 from galray.catalog.inspection import inspect
 from galray.catalog.quality import parse_cuts
 from galray.catalog.readers import Source, open_source
+from galray.catalog.rvs_selection import RVSelection, RVSelectionSettings
 from galray.catalog.settings import BallSettings, CatalogSettings, FrameSettings, StatesSettings
 from galray.catalog.shards import BallRegion, Draw, ShardStore
 from galray.catalog.writers import write_gaia_source
@@ -25,6 +26,8 @@ __all__ = [
     "Draw",
     "FrameSettings",
     "InputUnit",
+    "RVSelection",
+    "RVSelectionSettings",
     "ShardStore",
     "Source",
     "StatesSettings",

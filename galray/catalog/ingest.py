@@ -19,12 +19,13 @@ import polars as pl
 from galray.catalog.inputs import InputUnit, input_units
 from galray.catalog.quality import parse_cuts
 from galray.catalog.readers import open_source
+from galray.catalog.rvs_selection import SELECTION_FILES, RVTally
 from galray.catalog.selection import kind_of
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import MANIFEST, ShardStore, column_statistics, store_hash
 from galray.catalog.workers import run_jobs
 from galray.errors import GalrayError
-from galray.provenance import content_hash, library_versions, now, write_atomic
+from galray.provenance import content_hash, file_hash, library_versions, now, write_atomic
 
 __all__ = ["ingest", "plan"]
 
@@ -135,7 +136,7 @@ def _prepare(target: Path) -> None:
         names = [entry.name for entry in target.iterdir()]
     except OSError as error:
         raise _unwritable(target, error) from None
-    own = {MANIFEST, ".lock", "no_rv"}
+    own = {MANIFEST, ".lock", "no_rv", "selection"}
     foreign = [n for n in names if n not in own and not n.startswith((".ingest-", "shard-", f".{MANIFEST}"))]
     if foreign:
         raise GalrayError(
@@ -200,7 +201,8 @@ def _finished(target: Path, key: str, units: list[InputUnit], allow_bad: int) ->
         for each in stores
         for path, entry in zip(each.shards, each.manifest["shards"], strict=True)
     )
-    return store if whole else None
+    selection = all((target / "selection" / name).is_file() for name in manifest.get("selection") or ())
+    return store if whole and selection else None
 
 
 class _Run:
@@ -269,7 +271,22 @@ class _Run:
         if account["kept_no_rv"] > 0:
             manifest["no_rv"] = self._merge_view("no_rv", account, common)
         manifest["account"] = dict(account)
+        notes: Counter[str] = Counter()
+        for record in records:
+            notes.update(record["notes"])
+        manifest["notes"] = dict(notes)
+        manifest["selection"] = self._selection_function()
         return manifest
+
+    def _selection_function(self) -> dict[str, str] | None:
+        """Add up the files' tallies of radial velocities; returns the checksums of what is published."""
+        pieces = sorted(self.work.glob("piece-*.rv.parquet"))
+        if not pieces:
+            return None
+        folder = self.work / "out" / "selection"
+        about = {"cuts": {cut.name: cut.sql for cut in parse_cuts(self.settings.cuts) if cut.on_quality}}
+        RVTally.merge(self.settings.rv_selection, pieces).save(folder, about)
+        return {name: file_hash(folder / name) for name in SELECTION_FILES}
 
     def _common(self, kind: str) -> dict[str, Any]:
         from galray import __version__
@@ -338,7 +355,10 @@ class _Run:
         (self.target / MANIFEST).unlink(missing_ok=True)
         for old in self.target.glob("shard-*.parquet"):
             old.unlink()
-        shutil.rmtree(self.target / "no_rv", ignore_errors=True)
+        for folder in ("no_rv", "selection"):
+            shutil.rmtree(self.target / folder, ignore_errors=True)
+        if manifest["selection"] is not None:
+            (self.work / "out" / "selection").replace(self.target / "selection")
         for shard in sorted((self.work / "out" / "6d").iterdir()):
             shard.replace(self.target / shard.name)
         if no_rv is not None:

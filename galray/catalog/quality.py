@@ -19,7 +19,9 @@ __all__ = [
     "apply_rules",
     "check_cut",
     "derived_inputs",
+    "flag_rules",
     "parse_cuts",
+    "remove_flagged",
 ]
 
 _BUILT_IN: dict[str, str] = {
@@ -36,6 +38,12 @@ DERIVED: dict[str, tuple[str, ...]] = {
     "absolute_rvs_mag": ("grvs_mag", "parallax"),
 }
 """Quantities a cut may name that files may lack, and the columns that they are computed from."""
+
+
+_BY_DISTANCE = ("distance", "absolute_g_mag", "absolute_rvs_mag")
+
+# Columns that only stars seen by the radial-velocity spectrometer have.
+_RVS_PRODUCTS = ("radial_velocity", "rv_", "rvs_", "grvs_mag", "absolute_rvs_mag", "vbroad")
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,12 @@ class Cut:
     @property
     def on_radial_velocity(self) -> bool:
         """True when it cannot be asked of a star without radial velocity."""
-        return any(c.startswith(("radial_velocity", "rv_")) or c in STATE[3:] for c in self.columns)
+        return any(c.startswith(_RVS_PRODUCTS) or c in STATE[3:] for c in self.columns)
+
+    @property
+    def on_quality(self) -> bool:
+        """True when it asks nothing of the velocity, the distance or the place: a cut on quality alone."""
+        return not (self.on_radial_velocity or self.on_state or {*_BY_DISTANCE} & {*self.columns})
 
 
 @dataclass(frozen=True)
@@ -181,13 +194,27 @@ def apply_rules(frame: pl.DataFrame, rules: Sequence[Rule], account: Counter[str
     Returns:
         The rows that no rule removed.
     """
+    return remove_flagged(frame, rules, flag_rules(frame, rules), account)
+
+
+def flag_rules(frame: pl.DataFrame, rules: Sequence[Rule]) -> list[pl.Series]:
+    """For each rule the rows that it would remove, whatever the others do; a missing answer removes."""
+    flags = frame.select(rule.removes.fill_null(True).alias(str(i)) for i, rule in enumerate(rules))
+    return [flags[str(i)] for i in range(len(rules))]
+
+
+def remove_flagged(
+    frame: pl.DataFrame, rules: Sequence[Rule], flags: Sequence[pl.Series], account: Counter[str]
+) -> pl.DataFrame:
+    """Remove the rows that `flag_rules` found, each counted under the first rule that applies."""
     if not rules or frame.height == 0:
         return frame
-    fate = pl.lit(None, dtype=pl.UInt16)
-    for index in reversed(range(len(rules))):
-        removed = rules[index].removes.fill_null(True)
-        fate = pl.when(removed).then(pl.lit(index, dtype=pl.UInt16)).otherwise(fate)
-    fates = frame.select(fate.alias("fate"))["fate"]
-    for index, count in fates.drop_nulls().value_counts().iter_rows():
-        account[rules[index].fate] += count
-    return frame.filter(fates.is_null())
+    gone = flags[0]
+    counts = [int(gone.sum())]
+    for flag in flags[1:]:
+        gone = gone | flag
+        counts.append(int(gone.sum()))
+    for rule, count, before in zip(rules, counts, [0, *counts], strict=False):
+        if count > before:
+            account[rule.fate] += count - before
+    return frame.filter(~gone) if counts[-1] else frame

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +20,12 @@ from galray.catalog.quality import (
     apply_rules,
     check_cut,
     derived_inputs,
+    flag_rules,
     parse_cuts,
+    remove_flagged,
 )
 from galray.catalog.readers import SHORT_ROW, Source
+from galray.catalog.rvs_selection import RVTally
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import BallRegion
 from galray.errors import GalrayError
@@ -63,6 +68,8 @@ class Selection:
         self.kind = kind_of(settings, source)
         self.cuts = parse_cuts(settings.cuts)
         self.account: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.tally: RVTally | None = None
         self.has_id = "source_id" in source.names
         asked = [c for cut in self.cuts for c in cut.columns] + list(settings.keep_columns)
         asked += [settings.weight_column] if settings.weight_column else []
@@ -83,6 +90,7 @@ class Selection:
         wanted = ["source_id", *OBSERVABLES, *ERRORS, *CORRELATIONS, *PHOTOMETRY, *asked]
         wanted += derived_inputs([*PHOTOMETRY, *asked])
         self.columns = [name for name in dict.fromkeys(wanted) if name in names]
+        self.tally = RVTally(self.settings.rv_selection)
         self._check_asked({*self.columns, *STATE, *self._derived(self.columns, asked)})
         self.outputs = ["source_id", *STATE, *OBSERVABLES, *ERRORS, *CORRELATIONS, *PHOTOMETRY]
         self.asked = asked
@@ -151,8 +159,12 @@ class Selection:
         settings = self.settings
         if "radial_velocity" not in batch.columns:
             batch = batch.with_columns(pl.lit(None, dtype=pl.Float64).alias("radial_velocity"))
-        rules = [*rules, *self._observable_rules(batch)]
-        batch = apply_rules(batch, rules, self.account)
+        if rules:
+            batch, rules = apply_rules(batch, rules, self.account), []
+        rules, shared = self._observable_rules(batch)
+        flags = flag_rules(batch, rules)
+        self._count_velocities(batch, [flags[i] for i in shared])
+        batch = remove_flagged(batch, rules, flags, self.account)
         batch = add_derived(batch, [*PHOTOMETRY, *self.asked], settings.parallax_zero_point)
         for cut in self.cuts:
             check_cut(cut, {**batch.schema, **dict.fromkeys(STATE, pl.Float64())}, self.source.path)
@@ -163,8 +175,49 @@ class Selection:
         others = self._finish(self._cut(batch.filter(~has_rv), rv=False), "kept_no_rv")
         return stars, others
 
-    def _observable_rules(self, batch: pl.DataFrame) -> list[Rule]:
-        """What makes a row useless, or the star unfit for 6D, in order."""
+    def _count_velocities(self, batch: pl.DataFrame, flags: Sequence[pl.Series]) -> None:
+        """Tally the stars that are sound and meet the quality cuts, with and without radial velocity.
+
+        Nothing that depends on the velocity, or that selects by distance or place, is asked of them.
+        """
+        assert self.tally is not None
+        cuts = [cut for cut in self.cuts if cut.on_quality]
+        names = {"source_id", "ra", "dec", "phot_g_mean_mag", "bp_rp", "radial_velocity"}
+        names |= {column for cut in cuts for column in cut.columns}
+        inputs = [name for name in (*names, *derived_inputs([*names])) if name in batch.columns]
+        stars = add_derived(batch.select(list(dict.fromkeys(inputs))), [*names], 0.0)
+        for cut in cuts:
+            check_cut(cut, stars.schema, self.source.path)
+        flags = [*flags, *flag_rules(stars, [Rule(cut.name, ~cut.expression) for cut in cuts])]
+        bad = functools.reduce(operator.or_, flags)
+        given = [name for name in ("phot_g_mean_mag", "bp_rp") if name in stars.columns]
+        has_rv = pl.col("radial_velocity").is_not_null().alias("has_rv")
+        self.tally.add(stars.filter(~bad).select("source_id", "ra", "dec", *given, has_rv))
+
+    def _observable_rules(self, batch: pl.DataFrame) -> tuple[list[Rule], list[int]]:
+        """What makes a row useless, or the star unfit for 6D, in order.
+
+        Also says which of them ask nothing of the radial velocity and the distance.
+        """
+        sound = self._astrometry_rules(batch)
+        errors = [sound.pop()] if sound[-1].fate == "rejected:bad_errors" else []
+        shared = list(range(len(sound)))
+        rules = sound
+        if self.settings.require_rv:
+            rules.append(Rule("cut:no_radial_velocity", pl.col("radial_velocity").is_null()))
+        infinite = pl.col("radial_velocity").is_infinite().fill_null(False)
+        rules.append(Rule("rejected:bad_radial_velocity", infinite))
+        shared += [len(rules)] if errors else []
+        if "radial_velocity_error" in batch.columns:
+            rv_error = pl.col("radial_velocity_error").is_between(0, float("inf"), closed="left")
+            bad = pl.col("radial_velocity").is_not_null() & ~rv_error.fill_null(False)
+            errors.append(Rule("rejected:bad_errors", bad))
+        too_far = pl.col("parallax") <= self.settings.parallax_zero_point
+        return [*rules, *errors, Rule("cut:parallax_not_positive", too_far)], shared
+
+    @staticmethod
+    def _astrometry_rules(batch: pl.DataFrame) -> list[Rule]:
+        """What makes a row useless whether or not it has a radial velocity."""
         position = pl.any_horizontal(pl.col("ra", "dec").is_null())
         off_sky = ~(pl.col("dec").is_between(-90, 90) & pl.col("ra").is_between(-360, 360))
         missing = pl.any_horizontal(pl.col("parallax", "pmra", "pmdec").is_null())
@@ -175,24 +228,14 @@ class Selection:
             Rule("cut:no_astrometry", missing),
             Rule("rejected:bad_astrometry", infinite),
         ]
-        if self.settings.require_rv:
-            rules.append(Rule("cut:no_radial_velocity", pl.col("radial_velocity").is_null()))
-        rules.append(
-            Rule("rejected:bad_radial_velocity", pl.col("radial_velocity").is_infinite().fill_null(False))
-        )
         bad = [
             ~pl.col(e).is_between(0, float("inf"), closed="left").fill_null(False)
             for e in ERRORS[:5]
             if e in batch.columns
         ]
         bad += [pl.col(c).abs().fill_null(0) > 1.0001 for c in CORRELATIONS if c in batch.columns]
-        if "radial_velocity_error" in batch.columns:
-            rv_error = pl.col("radial_velocity_error").is_between(0, float("inf"), closed="left")
-            bad.append(pl.col("radial_velocity").is_not_null() & ~rv_error.fill_null(False))
         if bad:
             rules.append(Rule("rejected:bad_errors", pl.any_horizontal(bad)))
-        too_far = pl.col("parallax") <= self.settings.parallax_zero_point
-        rules.append(Rule("cut:parallax_not_positive", too_far))
         return rules
 
     def _cut(self, batch: pl.DataFrame, rv: bool) -> pl.DataFrame:

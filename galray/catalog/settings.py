@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from galray.catalog.columns import STATE, releases
+from galray.catalog.rvs_selection import RVSelectionSettings
 from galray.frame import GalacticFrame
 from galray.settings import Settings
 
@@ -170,6 +171,10 @@ class CatalogSettings(Settings):
         gt=0,
         le=1,
         description="Fraction of the stars to keep, by hash of source_id.",
+    )
+    rv_selection: RVSelectionSettings = Field(
+        default_factory=RVSelectionSettings,
+        description="Cells in which the fraction of stars with radial velocity is estimated.",
     )
     num_shards: Annotated[int, Field(ge=1, le=65536)] = Field(
         default=16,

@@ -15,6 +15,7 @@ import polars as pl
 
 from galray.catalog.astrometry import draw_observables, galactocentric
 from galray.catalog.columns import CORRELATIONS, ERRORS, OBSERVABLES, STATE
+from galray.catalog.rvs_selection import RVSelection
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
 from galray.provenance import content_hash, file_hash
@@ -134,6 +135,11 @@ class ShardStore:
         """The stars without radial velocity, where those were kept (``require_rv = false``)."""
         return ShardStore(self.path / "no_rv") if self.manifest.get("no_rv") else None
 
+    @property
+    def rv_selection(self) -> RVSelection | None:
+        """The fraction of stars with radial velocity by magnitude, colour and sky, where it was counted."""
+        return RVSelection.open(self.path / "selection") if self.manifest.get("selection") else None
+
     def table(
         self, columns: Sequence[str] | None = None, shards: Iterable[int] | None = None
     ) -> pl.DataFrame:
@@ -249,6 +255,12 @@ class ShardStore:
             rows = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
             if rows != entry["rows"]:
                 raise GalrayError(f"{path}: {rows} rows, the manifest says {entry['rows']}", "ingest again")
+        for name, checksum in (self.manifest.get("selection") or {}).items():
+            path = self.path / "selection" / name
+            if self.manifest["kind"] == "6d" and not (path.is_file() and file_hash(path) == checksum):
+                raise GalrayError(
+                    f"{path}: gone, or its checksum differs from the manifest's", "ingest the catalogue again"
+                )
         account = self.row_account
         if account.pop("rows_in") != sum(account.values()) or sum(self.shard_rows) != self.num_rows:
             raise GalrayError(f"{self.path}: the row account does not add up: {self.row_account}")

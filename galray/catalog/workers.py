@@ -86,9 +86,12 @@ class Worker:
                 "file": {**unit.state(), "sha256": checksum, "rows": row - source.first_row},
                 "kind": selection.kind,
                 "account": dict(selection.account),
+                "notes": dict(selection.notes),
                 "6d": stars.close(),
                 "no_rv": others.close(),
             }
+            if selection.tally is not None:
+                selection.tally.write(self.folder / f"piece-{index:05d}.rv.parquet")
         finally:
             stars.abandon()
             others.abandon()

@@ -19,15 +19,18 @@ from galray.units import G
 __all__ = ["GalaxyModel", "Prior", "Profiles"]
 
 _STEP = math.log(2.0)
+_FLANK = math.sqrt(12.0) / 20
 
 
 @dataclass(frozen=True)
 class Prior:
-    """One parameter: a standard normal q mapped to its value, so that every prior is N(0, 1) in q.
+    """One parameter as a function of an unconstrained number q of order 1.
 
     Attributes:
         name: The parameter.
-        kind: normal (a + b q), uniform (a + (b − a) Φ(q)) or fixed (a).
+        kind: normal: a + b q, q ~ N(0, 1); uniform: a + (b − a) Φ(q), q ~ N(0, 1); box: linear in q, flat
+            between a and b, with Gaussian flanks of a twentieth of its width (data hold such a parameter
+            well, and a linear map keeps its posterior straight); fixed: a.
         a: Mean, lower end, or value.
         b: Standard deviation, or upper end.
     """
@@ -41,7 +44,28 @@ class Prior:
         """The parameter at q, any shape."""
         if self.kind == "normal":
             return self.a + self.b * q
+        if self.kind == "box":
+            return 0.5 * (self.a + self.b) + (self.b - self.a) / math.sqrt(12.0) * q
         return self.a + (self.b - self.a) * (0.5 * torch.erfc(-q / math.sqrt(2.0))).clamp(1e-12, 1 - 1e-12)
+
+    def log_prior(self, q: Tensor) -> Tensor:
+        """Give ln prior + const at q, any shape."""
+        if self.kind == "box":
+            return -0.5 * ((q.abs() - math.sqrt(3.0)).clamp_min(0.0) / _FLANK).square()
+        return -0.5 * q.square()
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draw q from the prior, shape (count,)."""
+        normal, uniform = rng.standard_normal(count), rng.uniform(-1.0, 1.0, count)
+        if self.kind != "box":
+            return normal
+        inside = 2 * math.sqrt(3.0)
+        flank = rng.random(count) < _FLANK * math.sqrt(2 * math.pi) / (
+            inside + _FLANK * math.sqrt(2 * math.pi)
+        )
+        return np.where(
+            flank, np.sign(uniform) * (math.sqrt(3.0) + _FLANK * np.abs(normal)), math.sqrt(3.0) * uniform
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +124,7 @@ class GalaxyModel:
         s = self.settings.halo
         priors = [
             Prior("log_density", "normal", self.log_density_guess, s.log_density_sd),
-            Prior("halo_slope", "uniform", *s.inner_slope),
+            Prior("halo_slope", "box", *s.inner_slope),
         ]
         for i, (a, b) in enumerate(zip(s.knots, s.knots[1:], strict=False)):
             octaves = math.log(b / a) / _STEP
@@ -120,7 +144,7 @@ class GalaxyModel:
         growth = [
             Prior(f"tracer_growth_{i}", "normal", s.steepening, s.steepening_sd) for i in range(s.knots - 1)
         ]
-        return [Prior("tracer_slope", "uniform", *s.inner_slope), *growth]
+        return [Prior("tracer_slope", "box", *s.inner_slope), *growth]
 
     def _beta_priors(self) -> list[Prior]:
         s = self.settings.anisotropy
@@ -214,7 +238,11 @@ class GalaxyModel:
     def draw_prior(self, count: int, seed: int) -> Tensor:
         """Draw q from the prior, shape (count, size)."""
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0x9A10]))
-        return torch.from_numpy(rng.standard_normal((count, self.size)))
+        return torch.from_numpy(np.stack([prior.draw(rng, count) for prior in self.free], -1))
+
+    def log_prior(self, q: Tensor) -> Tensor:
+        """Give ln prior + const of q, shape (*, size) → (*)."""
+        return torch.stack([prior.log_prior(q[..., i]) for i, prior in enumerate(self.free)]).sum(0)
 
     def to_dict(self) -> dict[str, Any]:
         """The model as plain JSON values; `from_dict` builds it again."""
@@ -239,7 +267,7 @@ class GalaxyModel:
 
 
 def virial_log_density(half_radius: float, dispersion: float) -> float:
-    """Give ln ρ(R_half) in Msun/kpc³ of a halo with M(<4R_half/3) = 4 R_half σ²/G (Wolf et al. 2010) and γ = 1."""
+    """Give ln ρ(R_half) in Msun/kpc³ if M(<4R_half/3) = 4 R_half σ²/G and γ = 1 (Wolf et al. 2010)."""
     radius = 4 / 3 * half_radius
     mass = 4 * half_radius * dispersion**2 / G
     return math.log(2 * mass / (4 * math.pi * radius**3)) + math.log(radius / half_radius)

@@ -49,7 +49,7 @@ def _gradient(log_prob: LogProb, q: Tensor) -> tuple[Tensor, Tensor]:
     return value, torch.where(bad[:, None], torch.zeros_like(gradient), gradient)
 
 
-def climb(log_prob: LogProb, start: Tensor, steps: int = 150, rate: float = 0.15) -> tuple[Tensor, Tensor]:
+def climb(log_prob: LogProb, start: Tensor, steps: int = 80, rate: float = 0.15) -> tuple[Tensor, Tensor]:
     """Adam on every chain towards a mode; returns the positions (C, size) and values (C,)."""
     q = start.clone()
     first, second = torch.zeros_like(q), torch.zeros_like(q)
@@ -65,14 +65,28 @@ def climb(log_prob: LogProb, start: Tensor, steps: int = 150, rate: float = 0.15
     return best, best_value
 
 
-def _laplace(log_prob: LogProb, mode: Tensor) -> Tensor:
-    """Lower triangular-free square root of the inverse negative Hessian, shape (size, size)."""
-    size, step = len(mode), 1e-3
-    offsets = step * torch.eye(size, dtype=mode.dtype)
-    _, up = _gradient(log_prob, mode + offsets)
-    _, down = _gradient(log_prob, mode - offsets)
-    hessian = -(up - down) / (2 * step)
-    return _root(hessian)
+def _newton(log_prob: LogProb, q: Tensor, value: float, steps: int = 12) -> tuple[Tensor, Tensor, float]:
+    """Damped Newton steps to the mode; returns it, (size,), the metric's square root and the value there.
+
+    First-order climbing stalls where widths differ by a factor of hundreds, as they do with 10,000 stars.
+    """
+    size, offset = len(q), 1e-3
+    shifts = torch.cat([offset * torch.eye(size, dtype=q.dtype), -offset * torch.eye(size, dtype=q.dtype)])
+    metric = torch.eye(size, dtype=q.dtype)
+    fractions = torch.tensor([1.0, 0.5, 0.25, 0.1, 0.03], dtype=q.dtype)
+    for _ in range(steps):
+        _, gradients = _gradient(log_prob, torch.cat([q + shifts, q[None]]))
+        metric = _root((gradients[size : 2 * size] - gradients[:size]) / (2 * offset))
+        move = metric @ (metric.T @ gradients[-1])
+        trials = q + fractions[:, None] * move
+        heights, _ = _gradient(log_prob, trials)
+        best = int(heights.argmax())
+        gain = float(heights[best]) - value
+        if gain > 0:
+            q, value = trials[best], float(heights[best])
+        if gain < 1e-2:
+            break
+    return q, metric, value
 
 
 def _root(precision: Tensor) -> Tensor:
@@ -102,13 +116,11 @@ def sample(log_prob: LogProb, start: Tensor, settings: SamplerSettings, seed: in
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     climbed, heights = climb(log_prob, start)
-    evaluations = 150
-    mode = climbed[heights.argmax()]
-    metric = _laplace(log_prob, mode)
-    evaluations += 2 * size // count + 1
+    mode, metric, height = _newton(log_prob, climbed[heights.argmax()], float(heights.max()))
+    evaluations = 80 + 12 * 2 * size // count
     q = mode + 1.2 * normal(count, size) @ metric.T
     value, gradient = _gradient(log_prob, q)
-    worst = value < heights.max() - 0.5 * size - 200  # where the Laplace form has no support: from the mode
+    worst = value < height - 0.5 * size - 30  # where the Laplace form has no support: from the mode
     if bool(worst.any()):
         q = torch.where(worst[:, None], mode + 0.1 * normal(count, size) @ metric.T, q)
         value, gradient = _gradient(log_prob, q)

@@ -151,11 +151,11 @@ class SamplerSettings(Settings):
 
     chains: int = Field(default=16, ge=4)
     """Chains that advance together."""
-    warmup: int = Field(default=150, ge=20)
+    warmup: int = Field(default=120, ge=20)
     """Steps per chain that tune step size and metric and are then forgotten."""
-    draws: int = Field(default=250, ge=50)
+    draws: int = Field(default=160, ge=50)
     """Steps per chain that are kept."""
-    leapfrog: int = Field(default=8, ge=1)
+    leapfrog: int = Field(default=4, ge=1)
     """Mean leapfrog steps per draw."""
     target_accept: float = Field(default=0.85, gt=0.4, lt=0.99)
     """Acceptance the step size is tuned to."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["EXCESS_RANGE", "log_gaussian", "log_shaped"]
+__all__ = ["EXCESS_RANGE", "Shape", "log_gaussian"]
 
-EXCESS_RANGE = (-1.0, 2.7)
-"""Excess kurtosis that the two-component form can take and stay positive and sensible."""
+EXCESS_RANGE = (-1.0, 12.0)
+"""Excess kurtosis that the two-component form is given; velocities of bound stars stay well inside."""
 
 _LOG_2PI = math.log(2 * math.pi)
+_TINY = 1e-12  # keeps square roots differentiable at zero
 
 
 def log_gaussian(u: Tensor, variance: Tensor) -> Tensor:
@@ -20,27 +22,52 @@ def log_gaussian(u: Tensor, variance: Tensor) -> Tensor:
     return -0.5 * (u**2 / variance + torch.log(variance) + _LOG_2PI)
 
 
-def log_shaped(u: Tensor, variance: Tensor, excess: Tensor) -> Tensor:
-    """Give ln p(u) of a symmetric, positive density with given variance and excess kurtosis.
+@dataclass(frozen=True)
+class Shape:
+    """A symmetric, positive velocity density with given variance and kurtosis: two Gaussians.
 
-    Flat-topped (excess k < 0): two Gaussians displaced by ±d, d² = σ² √(−k/2). Peaked (k > 0): two Gaussians
-    of variances σ² (1 ± c), c² = k/3. Both keep their form under convolution with a Gaussian of variance e²
-    (σ² → σ² + e², k → k σ⁴/(σ² + e²)²), so measurement errors enter exactly.
+    Peaked (excess k > 0): both centred, of variances σ² [1 + s² ± s √(1 + s²)] and weights
+    ½ [1 ∓ s/√(1 + s²)], s² = k/3, which has the sixth moment of a Gaussian whose variance is mixed by a
+    gamma distribution. Flat-topped (k < 0): displaced by ±d, d² = σ² √(−k/2), of variance σ² − d² and equal
+    weights. Each keeps its form when a Gaussian error of variance e² is added to both variances.
 
-    Arguments:
-        u: Velocities about the mean in km/s.
-        variance: Of the density, errors included, (km/s)².
-        excess: Excess kurtosis of the density, errors included.
+    Attributes:
+        wide: Variance of the first Gaussian, (km/s)².
+        narrow: Variance of the second.
+        log_wide: ln weight of the first.
+        log_narrow: ln weight of the second.
+        shift: Displacement ±d in km/s.
     """
-    excess = excess.clamp(*EXCESS_RANGE)
-    tiny = 1e-10  # keeps the square roots differentiable at zero; the densities there are equal to 1e-10
-    flat = torch.sqrt((-excess).clamp_min(0.0) / 2 + tiny)
-    peak = torch.sqrt(excess.clamp_min(0.0) / 3 + tiny)
-    below = excess < 0
-    shift2 = torch.where(below, flat, torch.zeros_like(flat))
-    spread = torch.where(below, torch.zeros_like(peak), peak)
-    shift = torch.sqrt(variance * (shift2 + tiny))
-    wide, narrow = variance * (1 - shift2 + spread), variance * (1 - shift2 - spread)
-    a = (u - shift) ** 2 / wide + torch.log(wide)
-    b = (u + shift) ** 2 / narrow + torch.log(narrow)
-    return torch.logaddexp(-0.5 * a, -0.5 * b) - 0.5 * _LOG_2PI - math.log(2.0)
+
+    wide: Tensor
+    narrow: Tensor
+    log_wide: Tensor
+    log_narrow: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, variance: Tensor, excess: Tensor) -> Shape:
+        """The shape of given variance in (km/s)² and excess kurtosis, errors not included."""
+        excess = excess.clamp(*EXCESS_RANGE)
+        s2 = excess.clamp_min(0.0) / 3
+        s, root = torch.sqrt(s2 + _TINY), torch.sqrt(1 + s2)
+        d2 = torch.where(excess < 0, torch.sqrt(-excess.clamp_max(0.0) / 2 + _TINY), torch.zeros_like(s))
+        # 1 + s² − s √(1+s²) = √(1+s²) / (√(1+s²) + s), without cancellation
+        return cls(
+            wide=variance * (1 + s2 + s * root - d2),
+            narrow=variance * (root / (root + s) - d2),
+            log_wide=torch.log(0.5 / (root * (root + s))),
+            log_narrow=torch.log(0.5 * (1 + s / root)),
+            shift=torch.sqrt(variance * (d2 + _TINY)),
+        )
+
+    def log_prob(self, u: Tensor, error2: Tensor) -> Tensor:
+        """Give ln p(u) at velocities u (*, m) about the mean, of error variances (*, m); shapes (*) cells."""
+        wide, narrow, log_wide, log_narrow, shift = (
+            part[..., None].to(u.dtype)
+            for part in (self.wide, self.narrow, self.log_wide, self.log_narrow, self.shift)
+        )
+        wide, narrow = wide + error2, narrow + error2
+        a = log_wide - 0.5 * ((u - shift) ** 2 / wide + torch.log(wide))
+        b = log_narrow - 0.5 * ((u + shift) ** 2 / narrow + torch.log(narrow))
+        return torch.logaddexp(a, b) - 0.5 * _LOG_2PI

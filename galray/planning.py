@@ -110,8 +110,15 @@ def _look_at_files(config: RunConfig) -> str:
     from galray.catalog.selection import Selection
 
     found = catalog.plan(config.catalog)
+    forgiven = 0
     for unit in catalog.input_units(config.catalog)[:NUM_FILES_LOOKED_AT]:
-        source = open_source(unit, config.catalog.release, config.catalog.rename)
+        try:
+            source = open_source(unit, config.catalog.release, config.catalog.rename)
+        except GalrayError:
+            forgiven += 1
+            if forgiven > config.catalog.allow_bad:
+                raise
+            continue
         Selection(config.catalog, source, "0" * 8, config.seed)
     return str(found["kind"])
 

@@ -189,7 +189,7 @@ def test_inspect_of_genuine_files(test_data, tmp_path):
     mosaik = inspect(test_data / "gaia_dr2/mosaik_40cells_z0.4kpc.parquet", release="dr2")
     assert mosaik["rows"] == 268_545
     assert mosaik["absent_values"]["radial_velocity"] == 268_545 - 237_536
-    assert any("no source_id" in problem for problem in mosaik["problems"])
+    assert any("no source_id" in note for note in mosaik["notes"])
     shutil.copy(
         test_data / "gaia_challenge/PlumCoreIso/gs010_bs050_rcrs100_rarcinf_core_0400mpc3_df_100_0.dat",
         tmp_path,

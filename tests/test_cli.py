@@ -335,11 +335,11 @@ def test_run_directory_of_another_configuration(
 
 
 def test_inspect_and_ingest(command, capsys: Captured, catalogue: Path, tmp_path: Path) -> None:
-    assert command("catalog", "inspect", tmp_path / "data" / "stars.parquet") == 0
+    assert command("catalog", "inspect", tmp_path / "data" / "stars.parquet", "--json") == 0
     assert '"rows": 400' in capsys.readouterr().out
     assert command("catalog", "ingest", catalogue) == 0
     capsys.readouterr()
-    assert command("catalog", "inspect", tmp_path / "runs" / "files" / "shards") == 0
+    assert command("catalog", "inspect", tmp_path / "runs" / "files" / "shards", "--json") == 0
     assert '"what": "store"' in capsys.readouterr().out
     store = galray.Catalog(tmp_path / "runs" / "files" / "shards")
     assert np.isfinite(store.states()).all()
@@ -359,7 +359,7 @@ def test_mock_writes_gaia_files(command, capsys: Captured, tmp_path: Path) -> No
     path = write_config(tmp_path, num_stars=300)
     assert command("mock", path) == 0
     assert capsys.readouterr().out.startswith("1 files, ")
-    assert command("catalog", "inspect", next((tmp_path / "tiny" / "mock").iterdir())) == 0
+    assert command("catalog", "inspect", next((tmp_path / "tiny" / "mock").iterdir()), "--json") == 0
     assert '"rows": 300' in capsys.readouterr().out
 
 

@@ -17,6 +17,8 @@ from galray.catalog.readers import Source, open_source
 from galray.catalog.rvs_selection import RVSelection, RVSelectionSettings
 from galray.catalog.settings import BallSettings, CatalogSettings, FrameSettings, StatesSettings
 from galray.catalog.shards import BallRegion, Draw, ShardStore
+from galray.catalog.summary import StoreSummary, summarize
+from galray.catalog.verification import Verification, verify
 from galray.catalog.writers import write_gaia_source
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "ShardStore",
     "Source",
     "StatesSettings",
+    "StoreSummary",
+    "Verification",
     "draw_observables",
     "galactocentric",
     "galactocentric_covariance",
@@ -42,5 +46,7 @@ __all__ = [
     "parse_cuts",
     "plan",
     "state_expressions",
+    "summarize",
+    "verify",
     "write_gaia_source",
 ]

@@ -341,7 +341,8 @@ def column_statistics(entries: Sequence[Mapping[str, Any]], schema: Mapping[str,
         if counted and name != "source_id":
             number = sum(n for n, _ in counted)
             mean = sum(s["sum"] for _, s in counted) / number
-            variance = max(sum(s["squares"] for _, s in counted) / number - mean**2, 0.0)
+            # mean * mean, not mean**2: where a value is near the largest number, inf, and no error.
+            variance = max(sum(s["squares"] for _, s in counted) / number - mean * mean, 0.0)
             statistics |= {
                 "min": min(s["min"] for _, s in counted),
                 "max": max(s["max"] for _, s in counted),

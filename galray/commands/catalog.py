@@ -13,24 +13,128 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Star files and shard stores.", no_args_is_help=True)
 
+StoreArgument = Annotated[Path, typer.Argument(help="A shard store: the folder with manifest.json.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
 
 @app.command()
-def ingest(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False) -> None:
+def ingest(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    allow_bad: Annotated[
+        int | None, typer.Option(metavar="N", help="Quarantine up to N unreadable files (allow_bad).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Ray workers started here; 0: this process alone.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
     """Turn star files into shards of 6D stars, and account for every row."""
-    pipeline = make_pipeline(config, set_, overwrite=overwrite)
+    overrides = list(set_ or [])
+    if allow_bad is not None:
+        overrides.append(f"catalog.allow_bad={allow_bad}")
+    if workers is not None:
+        overrides.append(f"cluster.num_cpus={workers}" if workers else "cluster.enabled=false")
+    pipeline = make_pipeline(config, overrides, overwrite=overwrite)
     with pipeline.session():
         store = pipeline.run_catalog()
     _print_account(store)
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A star file or a shard store.")]) -> None:
-    """Say what a star file or a shard store holds."""
-    import json
-
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A star file, a HATS catalogue's root, or a shard store.")],
+    release: Annotated[str, typer.Option(help="Gaia release whose column types apply.")] = "dr3",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read metadata and the head only; the end is not checked.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Say what a star file or a store holds; exit code 1 when something is wrong with it."""
     from galray.catalog import inspect
 
-    typer.echo(json.dumps(inspect(path), indent=1, default=str))
+    found = inspect(path, release, quick=quick)
+    if json:
+        _print_json(found)
+    else:
+        from galray.commands.catalog_text import inspection
+
+        _print(inspection(found))
+    _stop_with(found["problems"])
+
+
+@app.command()
+def verify(
+    store: StoreArgument,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes, footers and counts; no checksums.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check a store's checksums, counts, schema and row account; exit code 1 names what is spoiled."""
+    from galray.catalog import verify
+
+    found = verify(store, checksums=not quick)
+    if json:
+        _print_json(found.to_dict())
+    else:
+        from galray.commands.catalog_text import verification
+
+        _print(verification(found, quick))
+    _stop_with(found.problems)
+
+
+@app.command()
+def summary(
+    store: StoreArgument,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw figures there, SVG and PNG.")
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Compute on Ray: the cluster of RAY_ADDRESS, or one started here.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Print and plot a store: sky, magnitudes, distances, velocities, and the fate of every row."""
+    from contextlib import nullcontext
+
+    from galray.catalog import summarize
+
+    connection: Any = nullcontext()
+    if ray:
+        from galray.cluster import ClusterSettings, connect
+
+        connection = connect(ClusterSettings())
+    with connection:
+        found = summarize(store)
+    if json:
+        _print_json(found.to_dict())
+    else:
+        from galray.commands.catalog_text import store_summary
+
+        _print(*store_summary(found))
+    if figures is not None:
+        from galray.report.catalog import write_figures
+
+        written = write_figures(found, figures)
+        typer.echo(f"{len(written)} figures in {figures}", err=json)
+
+
+def _stop_with(problems: Any) -> None:
+    if problems:
+        raise typer.Exit(1)
+
+
+def _print_json(content: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(content, indent=1, default=str))
+
+
+def _print(*parts: Any) -> None:
+    import sys
+
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(*parts, sep="\n")
 
 
 def _print_account(store: Any) -> None:
@@ -38,3 +142,5 @@ def _print_account(store: Any) -> None:
     typer.echo(f"{store.num_rows} stars in {len(store.shards)} shards; the fate of every row:")
     for fate, count in account.items():
         typer.echo(f"  {fate:<36} {count:>12}")
+    for entry in store.manifest["quarantined"]:
+        typer.echo(f"  quarantined: {entry['path']}: {entry['reason']}")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -130,6 +130,43 @@ class Tracker:
             artifacts=[str(path) for path in files if path.exists()],
             status="FINISHED" if outcome.finished else "FAILED",
             seconds=outcome.seconds,
+        )
+
+    def child(
+        self,
+        *,
+        identity: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        metrics: Mapping[str, Any],
+        artifacts: Sequence[Path],
+        seconds: float,
+        failed: bool = False,
+    ) -> None:
+        """Record a run below this one that ended; what an earlier start has recorded stays as it is.
+
+        Arguments:
+            identity: Hash of its content.
+            name: Name of the run.
+            params: Nested; become dotted parameters.
+            tags: Tags.
+            metrics: Nested numbers.
+            artifacts: Files and folders; they must stay where they are until MLflow has them.
+            seconds: Wall time.
+            failed: Whether it failed.
+        """
+        self._say(
+            "member",
+            id=identity,
+            name=name,
+            tags={str(key): str(value) for key, value in tags.items()},
+            params=flatten(params),
+            curve=[],
+            metrics=numbers(metrics) | {"seconds": seconds},
+            artifacts=[str(path.absolute()) for path in artifacts],
+            status="FAILED" if failed else "FINISHED",
+            seconds=seconds,
         )
 
     def close(self, status: str = "FINISHED") -> None:

@@ -1,0 +1,470 @@
+"""From posteriors of one galaxy to what is asked of it: profiles, masses, J- and D-factors, core or cusp."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from galray.dwarf.annihilation import d_factor, j_factor, tidal_radius
+from galray.errors import GalrayError
+from galray.settings import Settings
+from galray.units import G
+
+__all__ = [
+    "LEVELS",
+    "PooledHalo",
+    "ProductSettings",
+    "Products",
+    "Quantity",
+    "SampledHalo",
+    "verdict",
+    "walker_mass",
+    "wolf_mass",
+]
+
+Array = NDArray[np.float64]
+
+LEVELS = (0.025, 0.16, 0.5, 0.84, 0.975)
+"""Quantiles of every product: the median with its 68 and 95 % bands."""
+
+_LEAST_DARK = 1e-3
+"""Where stars would outweigh all mass, the dark density is this part of the total."""
+
+
+class SampledHalo(Protocol):
+    """What a posterior offers: samples of each profile, shape (S, k) at k radii in kpc."""
+
+    def density(self, r: Any) -> Array:
+        """ρ(r), Msun/kpc³."""
+        ...
+
+    def mass(self, r: Any) -> Array:
+        """M(<r), Msun."""
+        ...
+
+    def slope(self, r: Any) -> Array:
+        """γ(r) = −dln ρ/dln r."""
+        ...
+
+    def number_density(self, r: Any) -> Array:
+        """n(r) of the stars, one star in all, kpc⁻³."""
+        ...
+
+    def surface_density(self, radius: Any) -> Array:
+        """Σ(R) of the stars, one star in all, kpc⁻²."""
+        ...
+
+    def dispersion_los(self, radius: Any) -> Array:
+        """σ_los(R), km/s."""
+        ...
+
+    def dispersion_r(self, r: Any) -> Array:
+        """σ_r(r), km/s."""
+        ...
+
+    def anisotropy(self, r: Any) -> Array:
+        """β(r)."""
+        ...
+
+    def half_light_radius(self) -> Array:
+        """Projected half-light radius, kpc, shape (S,)."""
+        ...
+
+
+class ProductSettings(Settings):
+    """What is made of a galaxy's posterior."""
+
+    radii: tuple[float, float] = Field(
+        default=(0.1, 5.0), description="First and last radius of the profiles, in half-light radii."
+    )
+    num_radii: int = Field(default=41, ge=5, description="Radii of the profiles, equal steps in ln r.")
+    central_radius: float = Field(default=0.15, gt=0, description="Radius of the central density, kpc.")
+    angles: tuple[float, ...] = Field(
+        default=(0.1, 0.5),
+        description="Half-angles of the J- and D-factors, deg; the half-light angle joins.",
+    )
+    truncation: Literal["outermost", "tidal"] | float = Field(
+        default="outermost",
+        description="Where the halo ends for J and D: at the outermost member star (the cautious choice), "
+        "at the tidal radius in the Milky Way, or at a radius in kpc.",
+    )
+    host_speed: float = Field(default=200.0, gt=0, description="Circular speed of the host, km/s, for tides.")
+    stellar_mass_scatter: float = Field(
+        default=0.15, ge=0, description="Error of the stars' mass, dex: of their mass-to-light ratio."
+    )
+    core_below: float = Field(
+        default=0.5, description="A dark slope γ below this at the central radius counts as a core."
+    )
+    cusp_above: float = Field(default=0.8, description="One above this counts as a cusp.")
+    certain: float = Field(default=0.95, gt=0.5, lt=1, description="Probability from which it is said so.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ProductSettings:
+        if not 0 < self.radii[0] < self.radii[1]:
+            raise ValueError(f"products.radii = {self.radii} must rise and be positive")
+        if self.core_below > self.cusp_above:
+            raise ValueError("products.core_below must not exceed products.cusp_above")
+        if any(not 0 < angle < 90 for angle in self.angles):
+            raise ValueError(f"products.angles = {self.angles} must lie between 0 and 90 deg")
+        if isinstance(self.truncation, float) and self.truncation <= 0:
+            raise ValueError("products.truncation must be positive")
+        return self
+
+
+def wolf_mass(dispersion: Array | float, half_radius: Array | float) -> Array | float:
+    """M(<4 R_half/3) = 4 ⟨σ_los²⟩ R_half / G, Wolf et al. (2010), eq. 2, in Msun.
+
+    Arguments:
+        dispersion: Luminosity-weighted line-of-sight dispersion, km/s.
+        half_radius: Projected half-light radius, kpc.
+    """
+    return 4 * dispersion**2 * half_radius / G
+
+
+def walker_mass(dispersion: Array | float, half_radius: Array | float) -> Array | float:
+    """M(<R_half) = (5/2) σ_los² R_half / G, Walker et al. (2009), eq. 11, in Msun.
+
+    Arguments:
+        dispersion: Line-of-sight dispersion, km/s.
+        half_radius: Projected half-light radius, kpc.
+    """
+    return 2.5 * dispersion**2 * half_radius / G
+
+
+class PooledHalo:
+    """The samples of several posteriors of one galaxy together, each with an equal share.
+
+    Arguments:
+        members: The posteriors.
+    """
+
+    def __init__(self, members: Sequence[SampledHalo]) -> None:
+        if not members:
+            raise GalrayError("no finished fit to pool", "run the members first")
+        self.members = list(members)
+
+    def _joined(self, name: str, *arguments: Any) -> Array:
+        parts = [np.asarray(getattr(member, name)(*arguments), dtype=float) for member in self.members]
+        least = min(len(part) for part in parts)
+        rows = [np.linspace(0, len(part) - 1, least).round().astype(int) for part in parts]
+        return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name == "half_light_radius":
+            return lambda: self._joined(name)
+        return lambda r: self._joined(name, r)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number with its posterior.
+
+    Arguments:
+        name: Such as ``rho_dm_150pc``.
+        label: In words.
+        unit: As astropy spells it.
+        quantiles: At `LEVELS`.
+        terms: Parts of the error: ``fit``, ``seeds``, ``bootstrap``, ``variants``; see `Products`.
+        note: What must be known to use it.
+        truth: The truth of a mock; None otherwise.
+    """
+
+    name: str
+    label: str
+    unit: str
+    quantiles: tuple[float, float, float, float, float]
+    terms: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    truth: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The median."""
+        return self.quantiles[2]
+
+    @property
+    def minus(self) -> float:
+        """68 % error downwards."""
+        return self.quantiles[2] - self.quantiles[1]
+
+    @property
+    def plus(self) -> float:
+        """68 % error upwards."""
+        return self.quantiles[3] - self.quantiles[2]
+
+
+def verdict(slope: Array, settings: ProductSettings, prior: Array | None = None) -> dict[str, Any]:
+    """Say whether a halo is cored or cuspy by the posterior of its slope at the central radius.
+
+    Arguments:
+        slope: Samples of γ.
+        settings: What counts as a core, as a cusp, and as certain.
+        prior: Samples of γ from the prior: the evidence is the change of the odds.
+
+    Returns:
+        ``verdict`` (``core``, ``cusp`` or ``undecided``), probabilities of both, and with a prior ln of the
+        Bayes factor of core over cusp.
+    """
+
+    def parts(samples: Array) -> tuple[float, float]:
+        n = len(samples)
+        core = ((samples < settings.core_below).sum() + 0.5) / (n + 1)
+        cusp = ((samples > settings.cusp_above).sum() + 0.5) / (n + 1)
+        return float(core), float(cusp)
+
+    core, cusp = parts(slope)
+    called = "undecided"
+    # certain of a core: nearly no probability is left for a cusp, and more lies on the core's side
+    if core > cusp and 1 - cusp >= settings.certain:
+        called = "core"
+    elif cusp > core and 1 - core >= settings.certain:
+        called = "cusp"
+    found: dict[str, Any] = {"verdict": called, "core": core, "cusp": cusp}
+    found |= {"core_below": settings.core_below, "cusp_above": settings.cusp_above}
+    if prior is not None:
+        prior_core, prior_cusp = parts(prior)
+        found |= {
+            "prior_core": prior_core,
+            "prior_cusp": prior_cusp,
+            "log_bayes_factor": math.log(core / cusp) - math.log(prior_core / prior_cusp),
+        }
+    return found
+
+
+class Products:
+    """All products of one galaxy.
+
+    The posterior is that of the base members (same model, other seeds) pooled. Beside its 68 and 95 %
+    bands each quantity has terms: ``fit``, the mean posterior width of one member; ``seeds``, the standard
+    deviation of the base members' medians (noise of the sampling); ``bootstrap``, that of fits to resampled
+    stars about the base (a check: it repeats ``fit``); ``variants``, the root mean square shift of the fits
+    with one assumption changed, an error that the bands do not hold.
+
+    Arguments:
+        base: Posteriors of the base members.
+        settings: What to make.
+        stellar_mass: Of the stars, Msun, taken off the total density.
+        distance: kpc; NaN where there is none: no J and D then.
+        outermost: Circularised radius of the outermost member star, kpc.
+        dispersion: Velocity dispersion of the stars by maximum likelihood, km/s.
+        half_light: Published half-light radius and its error, kpc; NaN takes the posterior's.
+        bootstraps: Posteriors of resampled stars.
+        variants: Posteriors of the variants by name.
+        seed: Of the stars' mass-to-light draws.
+    """
+
+    def __init__(
+        self,
+        base: Sequence[SampledHalo],
+        settings: ProductSettings,
+        *,
+        stellar_mass: float = 0.0,
+        distance: float = np.nan,
+        outermost: float,
+        dispersion: float,
+        half_light: tuple[float, float] = (np.nan, np.nan),
+        bootstraps: Sequence[SampledHalo] = (),
+        variants: Mapping[str, SampledHalo] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.settings = settings
+        self.base = list(base)
+        self.halo = PooledHalo(base)
+        self.bootstraps, self.variants = list(bootstraps), dict(variants or {})
+        self.distance, self.outermost, self.dispersion = distance, outermost, dispersion
+        self.stellar_mass, self._seed = stellar_mass, seed
+        self.half_radius = float(np.median(self.halo.half_light_radius()))
+        self.half_light = half_light if np.isfinite(half_light[0]) else (self.half_radius, 0.0)
+        low, high = settings.radii
+        self.r = self.half_radius * np.geomspace(low, high, settings.num_radii)
+        self.notes: list[str] = []
+
+    # Dark matter: what the stars do not weigh -----------------------------------------------------------
+
+    def dark_density(self, halo: SampledHalo, r: Array) -> Array:
+        """ρ_DM(r) = ρ − M★ n(r), shape (S, k), Msun/kpc³."""
+        rho = np.asarray(halo.density(r))
+        return np.maximum(rho - self._stars(halo, r), _LEAST_DARK * rho)
+
+    def dark_slope(self, halo: SampledHalo, r: Array) -> Array:
+        """γ_DM(r) = −dln ρ_DM/dln r, shape (S, k)."""
+        if self.stellar_mass == 0:
+            return np.asarray(halo.slope(r))
+        step = 0.02
+        outer, inner = (np.log(self.dark_density(halo, r * math.exp(s))) for s in (step, -step))
+        return -(outer - inner) / (2 * step)
+
+    def _stars(self, halo: SampledHalo, r: Array) -> Array:
+        if self.stellar_mass == 0:
+            return np.zeros(())
+        n = np.asarray(halo.number_density(r))
+        rng = np.random.default_rng(self._seed)
+        scatter = 10 ** (self.settings.stellar_mass_scatter * rng.standard_normal((len(n), 1)))
+        return self.stellar_mass * scatter * n
+
+    # Numbers -------------------------------------------------------------------------------------------
+
+    def quantities(self) -> list[Quantity]:
+        """Central density, masses beside the estimators, slopes, half-light radius, J- and D-factors."""
+        at, where = np.array([self.settings.central_radius]), _length(self.settings.central_radius)
+        half = np.array([self.half_radius])
+        found = [
+            self._quantity(f"rho_{where}", f"density at {where}", "solMass / kpc3", lambda h: h.density(at)),
+            self._quantity(
+                f"rho_dm_{where}",
+                f"dark density at {where}",
+                "solMass / kpc3",
+                lambda h: self.dark_density(h, at),
+            ),
+            self._quantity(
+                f"gamma_dm_{where}", f"dark slope at {where}", "", lambda h: self.dark_slope(h, at)
+            ),
+            self._quantity(
+                "mass_half",
+                f"mass within R_half = {self.half_radius:.3g} kpc",
+                "solMass",
+                lambda h: h.mass(half),
+            ),
+            self._quantity(
+                "mass_half_3d",
+                f"mass within 4 R_half/3 = {4 / 3 * self.half_radius:.3g} kpc",
+                "solMass",
+                lambda h: h.mass(4 / 3 * half),
+            ),
+            self._quantity(
+                "half_light_radius",
+                "projected half-light radius",
+                "kpc",
+                lambda h: h.half_light_radius()[:, None],
+            ),
+        ]
+        if np.isfinite(self.distance):
+            found += self._annihilation()
+        return found
+
+    def estimators(self) -> list[dict[str, Any]]:
+        """Masses by one dispersion and one radius beside the posterior's at the same radius."""
+        radius = self.half_light[0]
+        rows = []
+        for label, at, value in (
+            ("Walker et al. 2009", radius, walker_mass(self.dispersion, radius)),
+            ("Wolf et al. 2010", 4 / 3 * radius, wolf_mass(self.dispersion, radius)),
+        ):
+            own = np.quantile(self.halo.mass(np.array([at]))[:, 0], LEVELS)
+            rows.append(
+                {"estimator": label, "radius_kpc": at, "mass": float(value), "posterior": own.tolist()}
+            )
+        return rows
+
+    def _annihilation(self) -> list[Quantity]:
+        half_angle = math.degrees(math.atan(self.half_radius / self.distance))
+        angles = [(f"{angle:g}deg", f"{angle:g}°", angle) for angle in self.settings.angles]
+        angles.append(("half_light", f"{half_angle:.2f}° (half light)", half_angle))
+        note = self._truncation_words()
+        found = []
+        for name, words, angle in angles:
+            for symbol, unit, factor in (
+                ("j", "GeV2 / cm5", j_factor),
+                ("d", "GeV / cm2", d_factor),
+            ):
+
+                def value(h: SampledHalo, factor: Any = factor, angle: float = angle) -> Array:
+                    dark = _Dark(self, h)
+                    limit = self.truncation(h)
+                    return np.log10(factor(dark, self.distance, angle, limit))[:, None]
+
+                label = f"log10 {symbol.upper()} within {words}"
+                found.append(self._quantity(f"log10_{symbol}_{name}", label, f"dex({unit})", value, note))
+        return found
+
+    def truncation(self, halo: SampledHalo) -> Array:
+        """Radius at which the halo ends, of each sample, kpc."""
+        choice, count = self.settings.truncation, len(halo.half_light_radius())
+        if choice == "tidal":
+            return tidal_radius(lambda r: np.asarray(halo.mass(r)), self.distance, self.settings.host_speed)
+        return np.full(count, min(self.outermost if choice == "outermost" else choice, 0.5 * self.distance))
+
+    def _truncation_words(self) -> str:
+        choice = self.settings.truncation
+        if choice == "outermost":
+            return f"halo cut at the outermost member, {self.outermost:.3g} kpc"
+        if choice == "tidal":
+            tidal = np.median(self.truncation(self.halo))
+            return f"halo cut at the tidal radius, about {tidal:.3g} kpc"
+        return f"halo cut at {choice:g} kpc"
+
+    def _quantity(self, name: str, label: str, unit: str, of: Any, note: str = "") -> Quantity:
+        members = [np.asarray(of(halo))[:, 0] for halo in self.base]
+        least = min(len(samples) for samples in members)
+        pooled = np.concatenate([s[np.linspace(0, len(s) - 1, least).round().astype(int)] for s in members])
+        levels = np.quantile(pooled, LEVELS)
+        medians = np.array([np.median(samples) for samples in members])
+        terms = {"fit": float(np.mean([_half_width(samples) for samples in members]))}
+        if len(members) > 1:
+            terms["seeds"] = float(medians.std(ddof=1))
+        if self.bootstraps:
+            other = np.array([np.median(np.asarray(of(halo))[:, 0]) for halo in self.bootstraps])
+            terms["bootstrap"] = float(np.sqrt(np.mean((other - levels[2]) ** 2)))
+        if self.variants:
+            other = np.array([np.median(np.asarray(of(halo))[:, 0]) for halo in self.variants.values()])
+            terms["variants"] = float(np.sqrt(np.mean((other - levels[2]) ** 2)))
+        a, b, c, d, e = (float(level) for level in levels)
+        return Quantity(name, label, unit, (a, b, c, d, e), terms, note)
+
+    # Profiles ------------------------------------------------------------------------------------------
+
+    def profiles(self) -> dict[str, Array]:
+        """Quantiles at `LEVELS` of every profile at the radii `r`, each of shape (5, k)."""
+        halo, r = self.halo, self.r
+        samples = {
+            "density": halo.density(r),
+            "dark_density": self.dark_density(halo, r),
+            "mass": halo.mass(r),
+            "slope": halo.slope(r),
+            "dark_slope": self.dark_slope(halo, r),
+            "number_density": halo.number_density(r),
+            "surface_density": halo.surface_density(r),
+            "dispersion_los": halo.dispersion_los(r),
+            "dispersion_r": halo.dispersion_r(r),
+            "anisotropy": halo.anisotropy(r),
+        }
+        return {name: np.quantile(values, LEVELS, axis=0) for name, values in samples.items()}
+
+    def core_or_cusp(self) -> dict[str, Any]:
+        """The verdict on the halo from γ_DM at the central radius, against the prior's own odds."""
+        at = np.array([self.settings.central_radius])
+        prior = None
+        first = self.base[0]
+        if hasattr(first, "prior"):
+            prior = np.asarray(first.prior().slope(at))[:, 0]
+        slope = self.dark_slope(self.halo, at)[:, 0]
+        found = verdict(slope, self.settings, prior)
+        levels = [float(level) for level in np.quantile(slope, LEVELS)]
+        return found | {"slope": levels, "radius_kpc": self.settings.central_radius}
+
+
+class _Dark:
+    """ρ_DM(r) of one posterior as a function of radius."""
+
+    def __init__(self, products: Products, halo: SampledHalo) -> None:
+        self._products, self._halo = products, halo
+
+    def __call__(self, r: Array) -> Array:
+        return self._products.dark_density(self._halo, r)
+
+
+def _half_width(samples: Array) -> float:
+    low, high = np.quantile(samples, (0.16, 0.84))
+    return float(0.5 * (high - low))
+
+
+def _length(radius: float) -> str:
+    return f"{1000 * radius:g}pc" if radius < 1 else f"{radius:g}kpc"

@@ -14,8 +14,14 @@ from typing import Annotated, Any
 import typer
 
 from galray import __version__
-from galray.commands import catalog
-from galray.commands.options import ConfigArgument, OverwriteOption, SetOption, make_pipeline
+from galray.commands import catalog, dwarf
+from galray.commands.options import (
+    ConfigArgument,
+    OverwriteOption,
+    QuietOption,
+    SetOption,
+    make_pipeline,
+)
 from galray.errors import GalrayError, GalrayWarning
 
 __all__ = ["app", "main"]
@@ -33,10 +39,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Run configurations.", no_args_is_help=True)
 app.add_typer(catalog.app, name="catalog")
+app.add_typer(dwarf.app, name="dwarf")
 app.add_typer(config_app, name="config")
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be read, trained and written.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
 
 
 def _version(value: bool) -> None:

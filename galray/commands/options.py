@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["ConfigArgument", "OverwriteOption", "SetOption", "make_pipeline"]
+__all__ = ["ConfigArgument", "OverwriteOption", "QuietOption", "SetOption", "make_pipeline"]
 
 ConfigArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a ready configuration.")]
 SetOption = Annotated[
@@ -15,6 +15,8 @@ SetOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Discard a run directory of another configuration.")
 ]
+
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print results only.")]
 
 
 def make_pipeline(config: str, set_: list[str] | None, *, overwrite: bool = False) -> Any:

@@ -117,6 +117,7 @@ def dispersion(result: GalaxyResult) -> Figure:
     """σ_los(R) of the stars in rings beside the model's bands."""
     figure, axes = style.new_figure(5.2, 3.4)
     _band(axes, result, "dispersion_los", label="this fit, 68 and 95 %")
+    _truth(axes, result, "dispersion_los")
     data = result.rings
     axes.errorbar(
         data.radius,
@@ -146,6 +147,7 @@ def light(result: GalaxyResult) -> Figure:
     """Σ(R) of the stars in rings beside the model's bands."""
     figure, axes = style.new_figure(5.2, 3.4)
     _band(axes, result, "surface_density", label="this fit, 68 and 95 %")
+    _truth(axes, result, "surface_density")
     data = result.light
     seen = data.value > 0
     axes.errorbar(

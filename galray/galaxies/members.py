@@ -17,7 +17,6 @@ from galray.dwarf.settings import HaloFitSettings
 from galray.ensemble import MemberSpec, bootstrap_indices
 from galray.galaxies.config import DwarfConfig, MemberSettings
 from galray.provenance import content_hash
-from galray.seeds import seed_for, seed_sequence
 
 if TYPE_CHECKING:
     from galray.dwarf import HaloPosterior
@@ -37,13 +36,12 @@ def observe(config: DwarfConfig) -> Observation:
     galaxy = config.galaxy.resolve(config.name)
     if config.mock is None:
         return read_observation(config.data, galaxy)
-    from galray.mocks.dwarfs import challenge_model
+    from galray.mocks.dwarfs import gaia_challenge
 
     mock = config.mock
-    model = challenge_model(mock.model)
-    w = np.asarray(model.sample(mock.num_stars, seed_for(mock.seed, "stars")), dtype=float)
-    noise = np.random.default_rng(seed_sequence(mock.seed, "errors")).standard_normal((len(w), 3))
-    v = w[:, 3:] + mock.velocity_error * noise
+    model = gaia_challenge(mock.model)
+    w = model.sample_noisy(mock.num_stars, mock.seed, velocity_error=mock.velocity_error).numpy()
+    v = w[:, 3:]
     moving: dict[str, Any] = {}
     error = np.full(len(w), mock.velocity_error)
     if config.data.proper_motions:

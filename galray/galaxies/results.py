@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from galray.seeds import seed_for
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GalaxyResult", "measure", "sentence", "write_tables"]
+__all__ = ["GalaxyResult", "measure", "mock_truth", "sentence", "write_tables"]
 
 _BANDS = ("low95", "low68", "median", "high68", "high95")
 _UNITS = {
@@ -195,33 +196,48 @@ def measure(config: DwarfConfig, observation: Observation, outcomes: list[Member
 
 def mock_truth(model: str, r: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Profiles of a model of the Gaia Challenge at radii in kpc."""
-    from galray.mocks.dwarfs import challenge_model
-
-    sphere = challenge_model(model)
+    sphere = _mock(model)
+    density, slope = sphere.density(r), -sphere.slope(r)
     return {
-        "density": np.asarray(sphere.halo_density(r)),
-        "dark_density": np.asarray(sphere.halo_density(r)),
-        "mass": np.asarray(sphere.halo_mass(r)),
-        "slope": np.asarray(sphere.halo_slope(r)),
-        "dark_slope": np.asarray(sphere.halo_slope(r)),
-        "anisotropy": np.asarray(sphere.anisotropy(r)),
+        "density": density,
+        "dark_density": density,
+        "mass": sphere.mass(r),
+        "slope": slope,
+        "dark_slope": slope,
+        "anisotropy": sphere.beta(r),
+        "number_density": sphere.number_density(r),
+        "surface_density": sphere.surface_density(r),
+        "dispersion_los": sphere.sigma_los(r),
+        "dispersion_r": sphere.sigma_r(r),
     }
 
 
-def _with_truth(quantity: Quantity, config: DwarfConfig, half: float) -> Quantity:
-    from dataclasses import replace
+@cache
+def _mock(model: str) -> Any:
+    from galray.mocks.dwarfs import gaia_challenge
 
+    return gaia_challenge(model)
+
+
+def _with_truth(quantity: Quantity, config: DwarfConfig, half: float) -> Quantity:
+    """A quantity with the truth of the mock beside it, where it has one."""
     assert config.mock is not None
-    radius = {"mass_half": half, "mass_half_3d": 4 / 3 * half}.get(quantity.name)
-    kind = "mass"
-    if radius is None:
-        radius = config.products.central_radius
-        kinds = {"rho_dm": "density", "rho": "density", "gamma_dm": "slope"}
-        found = [kind for start, kind in kinds.items() if quantity.name.startswith(f"{start}_")]
-        if not found:
-            return quantity
-        kind = found[0]
-    return replace(quantity, truth=float(mock_truth(config.mock.model, np.array([radius]))[kind][0]))
+    sphere = _mock(config.mock.model)
+    at = np.array([config.products.central_radius])
+    truths = {
+        "mass_half": lambda: sphere.mass(np.array([half]))[0],
+        "mass_half_3d": lambda: sphere.mass(np.array([4 / 3 * half]))[0],
+        "half_light_radius": lambda: sphere.half_light_radius,
+    }
+    if quantity.name.startswith("rho_"):
+        value = float(sphere.density(at)[0])
+    elif quantity.name.startswith("gamma_"):
+        value = -float(sphere.slope(at)[0])
+    elif quantity.name in truths:
+        value = float(truths[quantity.name]())
+    else:
+        return quantity
+    return replace(quantity, truth=value)
 
 
 def sentence(result: GalaxyResult) -> str:

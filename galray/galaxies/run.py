@@ -320,7 +320,7 @@ def _finish(
     build_page(outcome.result, outcome.folder, own)
 
 
-def _track(tracker: Tracker, config: DwarfConfig, outcome: GalaxyOutcome, done: list[MemberOutcome]) -> None:
+def _track(tracker: Tracker, config: DwarfConfig, outcome: GalaxyOutcome) -> None:
     """One MLflow run for the galaxy, below the run's own."""
     result = outcome.result
     if result is None or outcome.folder is None:

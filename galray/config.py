@@ -127,8 +127,10 @@ class RunConfig(Settings):
         """Hash of everything that can change a number: where it runs and how it is logged cannot."""
         elsewhere = dict.fromkeys(("name", "description", "output", "tracking", "cluster", "cost"), True)
         resources = {"concurrent", "cpus_per_member", "gpus_per_member", "threads", "max_crashes"}
-        # How many bad files are forgiven changes no star; the store's own hash tells which stars it has.
-        exclude: dict[str, Any] = {**elsewhere, "ensemble": resources, "catalog": {"allow_bad"}}
+        # How many bad files are forgiven changes no star (the store's own hash tells which stars it has), and
+        # tiles are for looking at.
+        catalog = {"allow_bad", "views", "tiles"}
+        exclude: dict[str, Any] = {**elsewhere, "ensemble": resources, "catalog": catalog}
         return content_hash(self.model_dump(mode="json", exclude=exclude))
 
 

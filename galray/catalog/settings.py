@@ -11,7 +11,7 @@ from galray.catalog.rvs_selection import RVSelectionSettings
 from galray.frame import GalacticFrame
 from galray.settings import Settings
 
-__all__ = ["BallSettings", "CatalogSettings", "FrameSettings", "StatesSettings"]
+__all__ = ["BallSettings", "CatalogSettings", "FrameSettings", "StatesSettings", "TileSettings"]
 
 Vector = tuple[float, float, float]
 
@@ -110,6 +110,27 @@ class StatesSettings(Settings):
         return float(u.Unit(self.length_unit).to("kpc")), float(u.Unit(self.speed_unit).to("km / s"))
 
 
+class TileSettings(Settings):
+    """The store's view in sky order: HEALPix tiles of bounded size, in the form of a HATS catalogue."""
+
+    max_rows: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="Rows that a tile may hold.",
+    )
+    max_mb: float = Field(
+        default=200.0,
+        gt=0,
+        description="Size that a tile's file may have in MB.",
+    )
+    max_level: int = Field(
+        default=8,
+        ge=0,
+        le=11,
+        description="Deepest HEALPix level of a tile (nested, ICRS): 8 is 0.23 deg, 10 is 0.06 deg.",
+    )
+
+
 class CatalogSettings(Settings):
     """Which star files are read and how they become shards of 6D stars."""
 
@@ -179,6 +200,14 @@ class CatalogSettings(Settings):
     num_shards: Annotated[int, Field(ge=1, le=65536)] = Field(
         default=16,
         description="Number of shards.",
+    )
+    views: tuple[Literal["shards", "tiles"], ...] = Field(
+        default=("shards", "tiles"),
+        description="What the store holds: shards dealt by hash (always), and tiles in sky order beside.",
+    )
+    tiles: TileSettings = Field(
+        default_factory=TileSettings,
+        description="Limits of the tiles.",
     )
     allow_bad: int = Field(
         default=0,

@@ -21,12 +21,10 @@ from galray.frame import GalacticFrame
 from galray.provenance import content_hash, file_hash
 from galray.seeds import seed_sequence
 
-__all__ = ["MANIFEST", "BallRegion", "Draw", "ShardStore", "column_statistics", "merge_shard", "store_hash"]
+__all__ = ["MANIFEST", "BallRegion", "Draw", "ShardStore", "store_hash"]
 
 MANIFEST = "manifest.json"
 """Written last: a folder without it is not a finished store."""
-
-ROW_GROUP_ROWS = 131_072
 
 
 @dataclass(frozen=True)
@@ -286,71 +284,6 @@ class ShardStore:
             return finite
         offset = w[:, :3] - np.asarray(self.ball.center)
         return finite & (np.sum(offset**2, -1) < self.ball.inner_radius**2)
-
-
-def merge_shard(parts: Sequence[pl.DataFrame], schema: pl.Schema, path: Path) -> dict[str, Any]:
-    """Write one shard from the pieces that the files gave it.
-
-    Rows are sorted by ``source_id``; of rows with the same one the first in the order of the files stays.
-    The file's bytes do not depend on who read what when.
-
-    Arguments:
-        parts: Pieces in the order of the input files.
-        schema: Columns and types.
-        path: Where to write.
-
-    Returns:
-        The manifest's entry, with ``duplicates`` and per-column sums under ``sums``.
-    """
-    whole = pl.concat([schema.to_frame(), *(part.cast(schema) for part in parts)])
-    whole = whole.sort("source_id", maintain_order=True)
-    stars = whole.filter(pl.col("source_id").is_first_distinct())
-    stars.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP_ROWS, statistics=True)
-    return {
-        "file": path.name,
-        "rows": stars.height,
-        "bytes": path.stat().st_size,
-        "sha256": file_hash(path),
-        "duplicates": whole.height - stars.height,
-        "sums": {name: _column_sums(stars[name]) for name in stars.columns},
-    }
-
-
-def _column_sums(column: pl.Series) -> dict[str, Any]:
-    """What column statistics are added up from."""
-    nulls = column.null_count()
-    if not column.dtype.is_numeric() or nulls == len(column):
-        return {"nulls": nulls}
-    values = column.drop_nulls().cast(pl.Float64)
-    return {
-        "nulls": nulls,
-        "min": values.min(),
-        "max": values.max(),
-        "sum": values.sum(),
-        "squares": (values**2).sum(),
-    }
-
-
-def column_statistics(entries: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Type, number of missing values, range, mean and standard deviation of each column over all shards."""
-    result: dict[str, Any] = {}
-    for name, kind in schema.items():
-        sums = [(entry["rows"], entry["sums"][name]) for entry in entries]
-        statistics: dict[str, Any] = {"dtype": str(kind), "nulls": sum(s["nulls"] for _, s in sums)}
-        counted = [(rows - s["nulls"], s) for rows, s in sums if "sum" in s]
-        if counted and name != "source_id":
-            number = sum(n for n, _ in counted)
-            mean = sum(s["sum"] for _, s in counted) / number
-            # mean * mean, not mean**2: where a value is near the largest number, inf, and no error.
-            variance = max(sum(s["squares"] for _, s in counted) / number - mean * mean, 0.0)
-            statistics |= {
-                "min": min(s["min"] for _, s in counted),
-                "max": max(s["max"] for _, s in counted),
-                "mean": mean,
-                "std": variance**0.5,
-            }
-        result[name] = statistics
-    return result
 
 
 def store_hash(entries: Sequence[Mapping[str, Any]], frame: Mapping[str, Any]) -> str:

@@ -1,38 +1,58 @@
-"""The two jobs of an ingest, reading one file and merging one shard, and who does them: here or on Ray."""
+"""The jobs of an ingest, each a function of files: read one unit of input, merge a shard, write tiles."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from galray.catalog.inputs import InputUnit
+from galray.catalog.merge import HEALPIX, merge_shard
+from galray.catalog.pieces import PieceIndex, PieceWriter
 from galray.catalog.readers import open_source
-from galray.catalog.selection import SHARD, Selection
+from galray.catalog.selection import Selection
 from galray.catalog.settings import CatalogSettings
-from galray.catalog.shards import merge_shard
+from galray.catalog.statistics import Histograms
+from galray.catalog.tile_catalog import write_hats_metadata
+from galray.catalog.tiles import Tile, block_ranges, healpix_29, pixel_counts, write_tiles
 from galray.errors import GalrayError
-from galray.provenance import write_atomic
+from galray.provenance import content_hash, write_atomic
 
-__all__ = ["Worker", "run_jobs"]
+__all__ = ["VIEWS", "Worker", "piece_name"]
 
-FLUSH_ROWS = 400_000
-"""Selected rows that a worker holds before it writes them out."""
+VIEWS = ("6d", "no_rv")
+"""Kinds of stars: with all six coordinates, and those without radial velocity."""
 
-ATTEMPTS = 3
-"""How often a job is given to a worker when workers die over it."""
+ATTEMPTS = 4
+"""How often a file is read when storage or network fail."""
+
+PAUSE_SECONDS = 0.5
+"""Wait before the second attempt; doubled before each further one."""
+
+_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH}
+_NETWORK_WORDS = re.compile(
+    r"timed? ?out|connection|error sending request|error decoding response|temporar|slow ?down|too many req"
+    r"|dns|broken pipe|reset by peer|incomplete message|unexpected eof|\b(429|500|502|503|504)\b",
+    re.IGNORECASE,
+)
+
+
+def piece_name(unit: InputUnit) -> str:
+    """Name of the files that a unit becomes: the same as long as the input is the same."""
+    return f"piece-{content_hash(unit.state())}"
 
 
 class Worker:
-    """Reads files into pieces and merges pieces into shards; holds no state between jobs.
+    """Does one job after another; holds no state between them.
 
     Arguments:
         settings: The catalogue's configuration in JSON.
@@ -45,11 +65,20 @@ class Worker:
         self.folder = Path(folder)
         self.seed = seed
 
+    def visible(self, token: str) -> str | None:
+        """Check that this process sees the driver's folder; answers with what is wrong, if anything is."""
+        with contextlib.suppress(OSError):
+            if (self.folder / "visible").read_text(encoding="utf-8") == token:
+                return None
+        return (
+            f"{self.folder.parent}: not visible on node {socket.gethostname()}, where an ingest worker runs"
+        )
+
     def run(self, job: tuple[str, Any]) -> dict[str, Any]:
         """Do one job and answer with plain values: a user's mistake comes back as ``error``, not raised."""
         name, arguments = job
         try:
-            return self.read(*arguments) if name == "read" else self.merge(*arguments)
+            answer = getattr(self, name)(*arguments)
         except GalrayError as error:
             return {"error": error.what, "remedy": error.remedy, "bad_file": name == "read"}
         except OSError as error:  # readers explain their own: this is the writing side
@@ -58,182 +87,179 @@ class Worker:
                 "remedy": "free space there, or choose another writable folder",
                 "bad_file": False,
             }
+        return {**answer, "peak_mb": _peak_mb()}
 
-    def read(self, index: int, unit: InputUnit) -> dict[str, Any]:
-        """Turn one unit of input into a piece: selected rows in row groups by shard, and its row account.
+    def read(self, unit: InputUnit) -> dict[str, Any]:
+        """Turn one unit of input into a piece: selected rows in batches by shard, and its row account.
 
-        A piece that is already there for the same input is left as it is.
+        A piece that is already there for the same input is left as it is. A failure of storage or network is
+        tried again.
         """
-        record_path = self.folder / f"piece-{index:05d}.json"
+        record_path = self.folder / f"{piece_name(unit)}.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
             record = json.loads(record_path.read_text(encoding="utf-8"))
             if InputUnit.from_state(record["file"]) == unit:
                 return {"record": record, "reused": True}
-        source = open_source(unit, self.settings.release, self.settings.rename)
-        checksum = unit.checksum()
-        selection = Selection(self.settings, source, checksum, self.seed)
-        stars = _Piece(self.folder / f"piece-{index:05d}.6d.parquet", self.settings.num_shards)
-        others = _Piece(self.folder / f"piece-{index:05d}.no_rv.parquet", self.settings.num_shards)
-        row = source.first_row
-        try:
-            for batch in source.batches(selection.columns):
-                kept, without = selection.apply(batch, row)
-                row += batch.height
-                stars.add(kept)
-                if without is not None:
-                    others.add(without)
-            record = {
-                "file": {**unit.state(), "sha256": checksum, "rows": row - source.first_row},
-                "kind": selection.kind,
-                "account": dict(selection.account),
-                "notes": dict(selection.notes),
-                "6d": stars.close(),
-                "no_rv": others.close(),
+        if unit.is_local and not Path(unit.path).exists():
+            node = socket.gethostname()
+            return {
+                "error": f"{unit.path}: not visible on node {node}, where an ingest worker runs",
+                "remedy": "put the star files on storage that all nodes of the cluster share",
+                "bad_file": False,
             }
-            if selection.tally is not None:
-                selection.tally.write(self.folder / f"piece-{index:05d}.rv.parquet")
-        finally:
-            stars.abandon()
-            others.abandon()
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                record = self._read(unit)
+                break
+            except GalrayError as error:
+                if attempt == ATTEMPTS or not _is_transient(error, unit):
+                    raise
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
         write_atomic(record_path, record)
         return {"record": record, "reused": False}
 
-    def merge(self, shard: int, view: str, schema_file: str) -> dict[str, Any]:
+    def _read(self, unit: InputUnit) -> dict[str, Any]:
+        source = open_source(unit, self.settings.release, self.settings.rename)
+        checksum = unit.checksum()
+        selection = Selection(self.settings, source, checksum, self.seed)
+        name = piece_name(unit)
+        pieces = {view: PieceWriter(self.folder / f"{name}.{view}.arrow") for view in VIEWS}
+        row = source.first_row
+        tiles = "tiles" in self.settings.views
+        frame = self.settings.frame.build()
+        pixels: dict[str, list[np.ndarray]] = {view: [] for view in VIEWS}
+        try:
+            for batch in source.batches(selection.columns):
+                for view, stars in zip(VIEWS, selection.apply(batch, row), strict=True):
+                    if stars is not None and stars.height:
+                        if tiles:
+                            sky = healpix_29(stars, frame)
+                            stars = stars.with_columns(pl.Series(HEALPIX, sky))
+                            pixels[view].append(pixel_counts(sky, self.settings.tiles.max_level))
+                        pieces[view].add(stars)
+                row += batch.height
+            kept = {view: piece.close() for view, piece in pieces.items()}
+        finally:
+            for piece in pieces.values():
+                piece.abandon()
+        if selection.tally is not None:
+            selection.tally.write(self.folder / f"{name}.rv.parquet")
+        views = {
+            view: {"rows": kept[view], "schema": _plain_schema(piece.schema)}
+            for view, piece in pieces.items()
+            if kept[view]
+        }
+        for view, counts in pixels.items():
+            if counts:
+                write_counts(self.folder / f"{name}.{view}.pixels.npy", counts)
+        return {
+            "file": {**unit.state(), "sha256": checksum, "rows": row - source.first_row},
+            "kind": selection.kind,
+            "account": dict(selection.account),
+            "notes": dict(selection.notes),
+            "views": views,
+        }
+
+    def lost(self, unit: InputUnit) -> dict[str, Any]:
+        """Name the rows of a bad file one by one, as far as they can still be read.
+
+        Returns:
+            ``rows_named``; ``rows``, the number of all its rows, None where the file does not tell.
+        """
+        path = self.folder / f"{piece_name(unit)}.lost.parquet"
+        named: list[pl.DataFrame] = []
+        rows: int | None = None
+        row = 0
+        try:
+            source = open_source(unit, self.settings.release, self.settings.rename)
+            row = source.first_row
+            wanted = "source_id" if "source_id" in source.names else next(iter(source.names))
+            for batch in source.batches([wanted]):
+                ids = batch[wanted] if wanted == "source_id" else pl.Series([None] * batch.height)
+                numbers = pl.Series("row", np.arange(row + 1, row + 1 + batch.height))
+                named.append(pl.DataFrame([numbers, ids.cast(pl.Int64).alias("source_id")]))
+                row += batch.height
+            rows = row - source.first_row
+        except GalrayError:
+            pass  # the file ends here for us; why is told already
+        if named:
+            frame = pl.concat(named).select(pl.lit(unit.name).alias("file"), "row", "source_id")
+            frame.write_parquet(path, compression="zstd")
+        return {"rows": rows, "rows_named": sum(frame.height for frame in named)}
+
+    def merge(self, shard: int, view: str, out: str, schema_file: str, group_rows: int) -> dict[str, Any]:
         """Merge one shard's rows from all pieces, in the order of the input files."""
-        schema = pl.read_parquet_schema(self.folder / schema_file)
-        parts = []
-        for record_path in sorted(self.folder.glob("piece-*.json")):
-            groups = json.loads(record_path.read_text(encoding="utf-8"))[view].get(str(shard))
-            if groups:
-                with pq.ParquetFile(record_path.with_suffix(f".{view}.parquet")) as file:
-                    part = pl.from_arrow(file.read_row_groups(groups))
-                assert isinstance(part, pl.DataFrame)
-                parts.append(part)
-        folder = self.folder / "out" / view
-        folder.mkdir(parents=True, exist_ok=True)
-        return {"entry": merge_shard(parts, pl.Schema(schema), folder / f"shard-{shard:05d}.parquet")}
+        folder = self.folder / out / view
+        entry_path = folder / f"shard-{shard:05d}.json"
+        with contextlib.suppress(OSError, ValueError):
+            entry = json.loads(entry_path.read_text(encoding="utf-8"))
+            if (folder / entry["file"]).stat().st_size == entry["bytes"]:
+                return {"entry": entry, "reused": True}
+        schema = pl.Schema(pl.read_parquet_schema(self.folder / out / schema_file))
+        index = PieceIndex.load(self.folder / out / f"index-{view}.npz", shard)
+        path = folder / f"shard-{shard:05d}.parquet"
+        histograms = Histograms(self.settings, list(schema))
+        entry = merge_shard(self.folder, index, schema, path, group_rows, histograms)
+        pixels = path.with_suffix(".pixels")
+        if pixels.exists():
+            with path.with_suffix(".blocks.npy").open("wb") as stream:
+                np.save(stream, block_ranges(pixels, group_rows))
+            level = self.settings.tiles.max_level
+            with pixels.open("rb") as stream:
+                parts = [pixel_counts(part, level) for part in _chunks(stream)]
+            write_counts(path.with_suffix(".counts.npy"), parts)
+        write_atomic(entry_path, entry)
+        return {"entry": entry, "reused": False}
+
+    def tile(self, tiles: Sequence[Tile], view: str, out: str, group_rows: int) -> dict[str, Any]:
+        """Write a few tiles that follow each other on the sky, from the finished shards."""
+        folder = self.folder / out / view
+        return {"tiles": write_tiles(folder, tiles, self.settings, group_rows)}
+
+    def catalog(
+        self, tiles: Sequence[dict[str, Any]], view: str, out: str, about: dict[str, str]
+    ) -> dict[str, Any]:
+        """Make a HATS catalogue of the tiles."""
+        write_hats_metadata(self.folder / out / view / "sky", tiles, about)
+        return {}
 
 
-class _Piece:
-    """Writes selected rows to one Parquet file in row groups that each belong to one shard."""
-
-    def __init__(self, path: Path, num_shards: int) -> None:
-        self.path = path
-        self.num_shards = num_shards
-        self.held: list[pl.DataFrame] = []
-        self.rows = 0
-        self.groups: dict[str, list[int]] = {}
-        self.count = 0
-        self.writer: pq.ParquetWriter | None = None
-
-    def add(self, frame: pl.DataFrame) -> None:
-        self.held.append(frame)
-        self.rows += frame.height
-        if self.rows >= FLUSH_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.held:
-            return
-        frame = pl.concat(self.held).sort(SHARD, maintain_order=True)
-        self.held, self.rows = [], 0
-        for (shard,), part in frame.group_by(SHARD, maintain_order=True):
-            table: pa.Table = part.drop(SHARD).to_arrow(compat_level=pl.CompatLevel.oldest())
-            if self.writer is None:
-                self.writer = pq.ParquetWriter(self.path, table.schema, compression="lz4")
-            self.writer.write_table(table, row_group_size=FLUSH_ROWS + table.num_rows)
-            self.groups.setdefault(str(shard), []).append(self.count)
-            self.count += 1
-
-    def close(self) -> dict[str, list[int]]:
-        self.flush()
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-        return self.groups
-
-    def abandon(self) -> None:
-        """Let go of a file that was not finished."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-            self.path.unlink(missing_ok=True)
+def _chunks(stream: Any, size: int = 1 << 20) -> Iterator[np.ndarray]:
+    while len(part := np.fromfile(stream, dtype=np.int64, count=size)):
+        yield part
 
 
-def run_jobs(
-    jobs: Sequence[tuple[str, Any]], arguments: tuple[str, str, int], num_workers: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Do jobs, in this process (0 workers) or on Ray actors that each take the next when free.
-
-    Arguments:
-        jobs: What `Worker.run` takes.
-        arguments: What `Worker` is made with.
-        num_workers: Number of actors of one CPU; 0 for none.
-
-    Yields:
-        Each job's number and answer, as they end.
-
-    Raises:
-        GalrayError: Ray is asked for but not connected.
-    """
-    if num_workers < 1:
-        worker = Worker(*arguments)
-        for number, job in enumerate(jobs):
-            yield number, worker.run(job)
-        return
-    import ray
-
-    if not ray.is_initialized():
-        raise GalrayError(
-            f"{num_workers} ingest workers are asked for, but Ray is not connected",
-            "connect first (galray.cluster.connect), or use num_workers = 0",
-        )
-    yield from _on_ray(ray, jobs, arguments, min(num_workers, len(jobs)))
+def write_counts(path: Path, counts: Sequence[np.ndarray]) -> None:
+    """Write sparse counts of pixels, (2, k): pixels and their numbers of stars, added up."""
+    both = np.concatenate(counts, axis=1)
+    pixels, inverse = np.unique(both[0], return_inverse=True)
+    numbers = np.bincount(inverse, weights=both[1]).astype(np.int64)
+    with path.open("wb") as stream:
+        np.save(stream, np.stack([pixels, numbers]))
 
 
-def _on_ray(
-    ray: Any, jobs: Sequence[tuple[str, Any]], arguments: tuple[str, str, int], num_workers: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """One job in flight per actor: slow files hold up nobody, and the driver holds only row accounts."""
-    environment = {"env_vars": {"POLARS_MAX_THREADS": os.environ.get("POLARS_MAX_THREADS", "1")}}
-    actor_class = ray.remote(num_cpus=1, runtime_env=environment)(Worker)
-    create: Callable[[], Any] = lambda: actor_class.remote(*arguments)  # noqa: E731
-    waiting = deque((number, 1) for number in range(len(jobs)))
-    running: dict[Any, tuple[Any, int, int]] = {}
-    actors = [create() for _ in range(num_workers)]
-    try:
-        idle = list(actors)
-        while waiting or running:
-            while waiting and idle:
-                actor = idle.pop()
-                number, attempt = waiting.popleft()
-                running[actor.run.remote(jobs[number])] = (actor, number, attempt)
-            done, _ = ray.wait(list(running), num_returns=1)
-            actor, number, attempt = running.pop(done[0])
-            try:
-                answer = ray.get(done[0])
-            except ray.exceptions.RayTaskError:
-                raise  # a bug in galray, with its own traceback
-            except ray.exceptions.RayError as error:
-                with contextlib.suppress(Exception):
-                    ray.kill(actor)
-                actors.remove(actor)
-                actors.append(create())
-                idle.append(actors[-1])
-                if attempt < ATTEMPTS:
-                    waiting.append((number, attempt + 1))
-                    continue
-                reason = str(error).splitlines()[0]
-                over = jobs[number][1][1]
-                answer = {
-                    "error": f"{getattr(over, 'name', over)}: {attempt} workers died over it: {reason}",
-                    "remedy": "look at the memory of the nodes, or leave the file out with catalog.allow_bad",
-                    "bad_file": jobs[number][0] == "read",
-                }
-            else:
-                idle.append(actor)
-            yield number, answer
-    finally:
-        for actor in actors:
-            with contextlib.suppress(Exception):
-                ray.kill(actor)
+def _plain_schema(schema: pl.Schema | None) -> list[list[str]]:
+    return [[name, str(kind)] for name, kind in (schema or {}).items()]
+
+
+def _is_transient(error: GalrayError, unit: InputUnit) -> bool:
+    """Whether storage or network may do better the next time."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ConnectionError, TimeoutError)):
+            return True
+        if isinstance(cause, OSError) and cause.errno in _TRANSIENT:
+            return True
+        if not unit.is_local and not isinstance(cause, GalrayError) and _NETWORK_WORDS.search(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _peak_mb() -> float:
+    """Greatest resident memory of this process so far, in MB."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)

@@ -1,0 +1,132 @@
+"""The last step of an ingest: shards and tiles go to their place, and the manifest makes them a store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from galray.catalog.inputs import InputUnit
+from galray.catalog.quality import parse_cuts
+from galray.catalog.quarantine import LOST, write_lost
+from galray.catalog.settings import CatalogSettings
+from galray.catalog.shards import MANIFEST, ShardStore
+from galray.errors import GalrayError
+from galray.provenance import library_versions, now, write_atomic
+
+__all__ = ["STORE_FORMAT", "describe_settings", "finished_store", "publish"]
+
+STORE_FORMAT = 2
+
+SIDE_FILES = ("shard_ranges.parquet", "shard_histograms.parquet")
+"""Range of every column, and counts of every histogram, shard by shard."""
+
+
+def describe_settings(settings: CatalogSettings, kind: str) -> dict[str, Any]:
+    """What a manifest says of where its stars come from.
+
+    Arguments:
+        settings: The catalogue's settings.
+        kind: ``gaia`` or ``states``.
+    """
+    from galray import __version__
+
+    ball = settings.ball
+    return {
+        "format": STORE_FORMAT,
+        "galray": __version__,
+        "created": now(),
+        "source": kind,
+        "settings": settings.model_dump(mode="json"),
+        "frame": settings.frame.build().as_dict(),
+        "parallax_zero_point": settings.parallax_zero_point,
+        "ball": ball and {"center_kpc": list(settings.ball_center()), "radius_kpc": ball.radius_kpc},
+        "cuts": {cut.name: cut.sql for cut in parse_cuts(settings.cuts)},
+        "versions": library_versions(),
+    }
+
+
+def publish(target: Path, work: Path, out: Path, views: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Put the shards in place and write the manifest, which makes them a store.
+
+    Until the manifest is there, and from the moment that an older one is taken away, the folder is no store.
+
+    Arguments:
+        target: The store's folder.
+        work: The ingest's own folder, which is removed at the end.
+        out: The views' finished files in it.
+        views: Each view's part of the manifest.
+        about: What the views have in common: settings, account, inputs.
+    """
+    (target / MANIFEST).unlink(missing_ok=True)
+    for old in target.glob("shard-*.parquet"):
+        old.unlink()
+    for name in ("no_rv", "sky", "selection"):
+        shutil.rmtree(target / name, ignore_errors=True)
+    (target / LOST).unlink(missing_ok=True)
+    write_lost(sorted(work.glob("piece-*.lost.parquet")), target / LOST)
+    _place(out / "6d", target)
+    if about["selection"] is not None:
+        (out / "selection").replace(target / "selection")
+    no_rv = views.get("no_rv")
+    if no_rv is not None:
+        _place(out / "no_rv", target / "no_rv")
+        # In its own account the 6D stars are a fate like any other, so that it too adds up.
+        account = {**about["account"], "kept_6d": about["account"]["kept"], "kept": no_rv["num_rows"]}
+        account.pop("kept_no_rv")
+        write_atomic(target / "no_rv" / MANIFEST, {**about, **no_rv, "account": account})
+    write_atomic(target / MANIFEST, {**about, **views["6d"], "no_rv": no_rv is not None})
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Move a view's files: shards, statistics, tiles."""
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.glob("shard-*.parquet")):
+        path.replace(target / path.name)
+    for name in (*SIDE_FILES, "sky"):
+        if (source / name).exists():
+            (source / name).replace(target / name)
+
+
+def finished_store(target: Path, key: str, units: list[InputUnit], allow_bad: int) -> ShardStore | None:
+    """The store that is there, if it is of these settings and files and whole.
+
+    Arguments:
+        target: Its folder.
+        key: Hash of the settings.
+        units: The input.
+        allow_bad: Number of bad files that may be missing in it.
+    """
+    try:
+        store = ShardStore(target)
+    except GalrayError:
+        return None
+    manifest = store.manifest
+    if manifest.get("settings_hash") != key or len(manifest["quarantined"]) > allow_bad:
+        return None
+    entries = (*manifest["inputs"], *manifest["quarantined"])
+    known = {InputUnit.from_state(entry).name: entry for entry in entries}
+    if sorted(known) != sorted(unit.name for unit in units):
+        return None
+    for unit in units:
+        entry = known[unit.name]
+        # A file written again with the same content, as by copying, is the same file.
+        if InputUnit.from_state(entry) != unit and (
+            entry["size"] != unit.size or entry.get("sha256") != unit.checksum()
+        ):
+            return None
+    try:
+        stores = [store, *([store.no_rv] if store.no_rv else [])]
+    except GalrayError:
+        return None
+    if not all((target / "selection" / name).is_file() for name in manifest.get("selection") or ()):
+        return None
+    for each in stores:
+        files = [(each.path / entry["file"], entry["bytes"]) for entry in each.manifest["shards"]]
+        tiles = each.manifest.get("tiles") or {"files": []}
+        files += [(each.path / "sky" / entry["file"], entry["bytes"]) for entry in tiles["files"]]
+        if not all(path.is_file() and path.stat().st_size == size for path, size in files):
+            return None
+    return store

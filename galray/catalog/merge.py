@@ -1,0 +1,197 @@
+"""One shard from the pieces: sorted, without duplicates, in bounded memory, the same bytes whoever reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from galray.catalog.pieces import PieceIndex, read_batches, temporary_name
+from galray.catalog.statistics import ColumnSums, Histograms
+from galray.provenance import file_hash
+
+__all__ = ["HEALPIX", "ParquetSlices", "merge_shard"]
+
+HEALPIX = "_healpix_29"
+"""Nested HEALPix pixel of level 29 (ICRS), HATS's spatial index; pieces carry it where tiles are made."""
+
+MERGE_BYTES = 128 << 20
+"""Rows of a shard that are merged at a time; a larger shard is merged range by range of ``source_id``."""
+
+_SAMPLE = 64  # every so many rows tell where the ranges are to end
+
+
+class ParquetSlices:
+    """Writes rows to a Parquet file in row groups of one size, whatever portions they come in.
+
+    Arguments:
+        path: The file; it appears under its name when it is whole.
+        schema: Columns and types.
+        group_rows: Rows of a row group.
+        sorted_by: The column that the rows are sorted by.
+    """
+
+    def __init__(self, path: Path, schema: pl.Schema, group_rows: int, sorted_by: str | None = None) -> None:
+        self.path = path
+        self.rows = 0
+        self._schema = schema.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        self._group_rows = group_rows
+        self._rest: list[pa.Table] = []
+        self._rest_rows = 0
+        self._temporary = temporary_name(path)
+        # Dictionaries cost four times the rest of the encoding and gain nothing on floats.
+        words = [name for name, kind in schema.items() if not kind.is_numeric()]
+        names = list(schema)
+        order = None if sorted_by is None else [pq.SortingColumn(names.index(sorted_by), nulls_first=False)]
+        self._writer = pq.ParquetWriter(
+            self._temporary,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=words or False,
+            sorting_columns=order,
+        )
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Take rows."""
+        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        while table.num_rows:
+            room = self._group_rows - self._rest_rows
+            self._rest.append(table.slice(0, room))
+            self._rest_rows += self._rest[-1].num_rows
+            table = table.slice(room)
+            if self._rest_rows == self._group_rows:
+                self._write()
+
+    def _write(self) -> None:
+        if self._rest_rows:
+            self._writer.write_table(pa.concat_tables(self._rest), row_group_size=self._group_rows)
+            self.rows += self._rest_rows
+            self._rest, self._rest_rows = [], 0
+
+    def close(self) -> None:
+        """Write the rest and put the file in its place."""
+        self._write()
+        self._writer.close()
+        self._temporary.replace(self.path)
+
+    def abandon(self) -> None:
+        """Let go of a file that was not finished; after `close` this does nothing."""
+        # Closing writes a footer, which a full disk refuses: the file is thrown away in any case.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def merge_shard(
+    folder: Path, index: PieceIndex, schema: pl.Schema, path: Path, group_rows: int, histograms: Histograms
+) -> dict[str, Any]:
+    """Write one shard from the rows that the pieces hold of it.
+
+    Rows are sorted by ``source_id``; of rows with the same one the first in the order of the input stays.
+    A column `HEALPIX` of the pieces goes to a file of its own beside the shard, ``*.pixels``: the tiles'
+    index, row by row.
+
+    Arguments:
+        folder: Where the pieces are.
+        index: The shard's part of the index.
+        schema: Columns and types of the shard.
+        path: Where to write.
+        group_rows: Rows of a row group.
+        histograms: What is counted.
+
+    Returns:
+        The manifest's entry, with ``duplicates``, and the column sums and histograms under ``sums`` and
+        ``histograms``.
+    """
+    out = ParquetSlices(path, schema, group_rows, "source_id")
+    sums = ColumnSums(schema)
+    counts = histograms.empty()
+    pixels = path.with_suffix(".pixels")
+    duplicates = 0
+    try:
+        with pixels.open("wb") as pixel_stream:
+            for frames in _portions(folder, index, schema):
+                rows = sum(frame.height for frame in frames)
+                names = [*schema, *([HEALPIX] if HEALPIX in frames[0].columns else [])]
+                frame = pl.concat([f.select(names).cast(schema) for f in frames], rechunk=True)
+                frames.clear()
+                frame = frame[_first_of_each(frame["source_id"].to_numpy())]
+                duplicates += rows - frame.height
+                if HEALPIX in names:
+                    pixel_stream.write(frame[HEALPIX].to_numpy().tobytes())
+                    frame = frame.drop(HEALPIX)
+                sums.add(frame)
+                histograms.add(counts, frame)
+                out.add(frame)
+        out.close()
+    finally:
+        out.abandon()
+    if not pixels.stat().st_size:
+        pixels.unlink()
+    return {
+        "file": path.name,
+        "rows": out.rows,
+        "bytes": path.stat().st_size,
+        "sha256": file_hash(path),
+        "duplicates": duplicates,
+        "sums": sums.values,
+        "histograms": {name: count.tolist() for name, count in counts.items()},
+    }
+
+
+def _first_of_each(ids: np.ndarray) -> np.ndarray:
+    """Positions that sort the ids, the first in order where several are the same."""
+    if len(ids) > 1 and not (ids[1:] > ids[:-1]).all():
+        order = np.argsort(ids, kind="stable")
+        ordered = ids[order]
+        return order[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    return np.arange(len(ids))
+
+
+def _portions(folder: Path, index: PieceIndex, schema: pl.Schema) -> Iterator[list[pl.DataFrame]]:
+    """A shard's rows in portions that fit in memory, of rising ``source_id``, each in the input's order."""
+    rows = int(index.entries[:, 3].sum())
+    limit = max(MERGE_BYTES // (sum(_width(kind) for kind in schema.values()) + 8), 1)
+    if rows <= limit:
+        if rows:
+            yield read_batches(folder, index)
+        return
+    entries = index.entries
+    edges = [-1, *_edges(folder, index, rows, limit), np.iinfo(np.int64).max]
+    for low, high in pairwise(edges):
+        frames = []
+        for position in np.flatnonzero((entries[:, 5] > low) & (entries[:, 4] <= high)):
+            (frame,) = read_batches(folder, replace(index, entries=entries[position : position + 1]))
+            inside = (pl.col("source_id") > low) & (pl.col("source_id") <= high)
+            whole = entries[position, 4] > low and entries[position, 5] <= high
+            frames.append(frame if whole else frame.filter(inside))
+        if frames:
+            yield frames
+
+
+def _edges(folder: Path, index: PieceIndex, rows: int, limit: int) -> list[int]:
+    """Values of ``source_id`` that cut a shard into ranges of about the same number of rows."""
+    sample = []
+    for position in range(len(index.entries)):
+        part = replace(index, entries=index.entries[position : position + 1])
+        (frame,) = read_batches(folder, part, ["source_id"])
+        sample.append(frame["source_id"].to_numpy()[::_SAMPLE].copy())
+    ordered = np.sort(np.concatenate(sample))
+    parts = -(-rows // limit) + 1  # one more than needed: the sample's ranges are not quite equal
+    cuts = np.unique(ordered[np.linspace(0, len(ordered) - 1, parts + 1).astype(int)[1:-1]])
+    return [int(value) for value in cuts]
+
+
+def _width(kind: pl.DataType) -> int:
+    """Bytes of one value in memory, roughly for those of no fixed width."""
+    sizes = {pl.Float32: 4, pl.Int32: 4, pl.UInt32: 4, pl.Int16: 2, pl.UInt16: 2, pl.Int8: 1, pl.Boolean: 1}
+    return sizes.get(type(kind), 32 if kind == pl.String else 8)

@@ -1,0 +1,158 @@
+"""Pieces: the selected rows of one unit of input, shard by shard, between the reading and the merge."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from galray.catalog.selection import SHARD
+
+__all__ = ["PieceIndex", "PieceWriter", "read_batches", "temporary_name"]
+
+FLUSH_ROWS = 400_000
+"""Selected rows that a worker holds before it writes them out."""
+
+FLUSH_BYTES = 96 << 20
+"""The same limit in bytes, for tables with many or long columns."""
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses: two workers may be at the same job."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+class PieceWriter:
+    """Writes selected rows to an Arrow file whose record batches each belong to one shard.
+
+    The file appears under its name only when it is whole, and beside it its index: an array with a row
+    (shard, number of rows, least and greatest ``source_id``) for each batch.
+
+    Arguments:
+        path: The file, ``*.arrow``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        self.schema: pl.Schema | None = None
+        self._temporary = temporary_name(path)
+        self._held: list[pl.DataFrame] = []
+        self._held_rows = self._held_bytes = 0
+        self._index: list[tuple[int, int, int, int]] = []
+        self._sink: pa.NativeFile | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Take rows with a column `SHARD`; memory stays bounded, whatever their number."""
+        self._held.append(frame)
+        self._held_rows += frame.height
+        self._held_bytes += int(frame.estimated_size())
+        if self._held_rows >= FLUSH_ROWS or self._held_bytes >= FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        frame = pl.concat(self._held).sort(SHARD, maintain_order=True) if self._held else pl.DataFrame()
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
+        if not frame.height:
+            return
+        shards, starts, counts = np.unique(frame[SHARD].to_numpy(), return_index=True, return_counts=True)
+        frame = frame.drop(SHARD)
+        self.schema = frame.schema
+        ids = frame["source_id"].to_numpy()
+        table: pa.Table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+        if self._writer is None:
+            self._sink = pa.OSFile(str(self._temporary), "wb")
+            self._writer = pa.ipc.new_file(self._sink, table.schema)
+        for shard, start, count in zip(shards.tolist(), starts.tolist(), counts.tolist(), strict=True):
+            self._writer.write_table(table.slice(start, count))
+            part = ids[start : start + count]
+            self._index.append((shard, count, int(part.min()), int(part.max())))
+        self.rows += frame.height
+
+    def close(self) -> int:
+        """Write the rest and publish; returns the number of rows. Without rows there is no file."""
+        self._flush()
+        if self._writer is None or self._sink is None:
+            return 0
+        self._writer.close()
+        self._sink.close()
+        self._writer = self._sink = None
+        index = temporary_name(self.path)
+        with index.open("wb") as stream:
+            np.save(stream, np.asarray(self._index, dtype=np.int64))
+        index.replace(self.path.with_suffix(".npy"))
+        self._temporary.replace(self.path)
+        return self.rows
+
+    def abandon(self) -> None:
+        """Let go of a file that was not finished; after `close` this does nothing."""
+        if self._writer is not None and self._sink is not None:
+            # Closing writes the rest, which a full disk refuses: the file is thrown away in any case.
+            for stream in (self._writer, self._sink):
+                try:
+                    stream.close()
+                except (OSError, pa.ArrowException):
+                    continue
+            self._writer = self._sink = None
+        self._temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class PieceIndex:
+    """Where a shard's rows are in the pieces, in the order of the input.
+
+    Arguments:
+        files: Names of the pieces.
+        entries: (m, 6) int64: number of the file, batch, shard, rows, least and greatest ``source_id``.
+    """
+
+    files: Sequence[str]
+    entries: np.ndarray
+
+    @classmethod
+    def of(cls, folder: Path, names: Iterable[str]) -> PieceIndex:
+        """Collect the indices of pieces."""
+        names = list(names)
+        parts = [np.empty((0, 6), dtype=np.int64)]
+        for number, name in enumerate(names):
+            own = np.load((folder / name).with_suffix(".npy"))
+            place = np.stack([np.full(len(own), number), np.arange(len(own))], axis=1)
+            parts.append(np.concatenate([place, own], axis=1))
+        return cls(names, np.concatenate(parts))
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, ``*.npz``."""
+        temporary = temporary_name(path)
+        with temporary.open("wb") as stream:
+            np.savez(stream, entries=self.entries, files=np.asarray(self.files, dtype=np.str_))
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, shard: int) -> PieceIndex:
+        """One shard's part of an index."""
+        with np.load(path) as content:
+            entries = content["entries"]
+            return cls(content["files"].tolist(), entries[entries[:, 2] == shard])
+
+
+def read_batches(folder: Path, index: PieceIndex, columns: Sequence[str] | None = None) -> list[pl.DataFrame]:
+    """The rows of an index, in its order, one frame for each batch."""
+    frames: list[pl.DataFrame] = []
+    entries = index.entries
+    options = pa.ipc.IpcReadOptions(use_threads=False)
+    for number in dict.fromkeys(entries[:, 0].tolist()):
+        with pa.OSFile(str(folder / index.files[number])) as source:
+            reader = pa.ipc.open_file(source, options=options)
+            for batch in entries[entries[:, 0] == number][:, 1].tolist():
+                table = pa.Table.from_batches([reader.get_batch(batch)])
+                frame = pl.from_arrow(table if columns is None else table.select(list(columns)))
+                assert isinstance(frame, pl.DataFrame)
+                frames.append(frame)
+    return frames

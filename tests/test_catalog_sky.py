@@ -120,6 +120,18 @@ def test_mistakes_on_ray_read_the_same(store, ray_session, tmp_path):
     assert "shard-00001.parquet: cannot be read" in raised.value.what
 
 
+def test_a_store_without_tiles_says_so(tmp_path):
+    stars(500).write_parquet(tmp_path / "t.parquet")
+    settings = CatalogSettings(files=(str(tmp_path / "t.parquet"),), num_shards=1, views=("shards",))
+    with pytest.raises(GalrayError, match="has no tiles"):
+        sky.counts(ingest(settings, tmp_path / "store"), layout="tiles")
+
+
+def test_tiles_hold_the_shards_stars(store):
+    assert sky.counts(store, layout="tiles") == sky.counts(store)
+    assert sky.counts(store, "vx > 0", layout="tiles") == sky.counts(store, "vx > 0")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -130,7 +142,6 @@ def test_mistakes_on_ray_read_the_same(store, ray_session, tmp_path):
         (lambda store: sky.counts(store, "vx >"), "condition 'vx >'"),
         (lambda store: sky.cross_histogram(store, ["x", "y"], [[0, 1]]), "1 lists of edges"),
         (lambda store: sky.view(store, ["x", "feh"]), "no column 'feh'"),
-        (lambda store: sky.counts(store, layout="tiles"), "has no tiles"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_read(store, call, message):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from galray.errors import GalrayError
 from galray.phasespace.base import AnalyticBase
+from galray.phasespace.gradient_mlp import GradientMLP
 from galray.phasespace.mlp import DivergenceMLP
 from galray.phasespace.settings import ScoreSettings
 from galray.phasespace.transforms import Ball, Chart
@@ -34,7 +35,8 @@ class ScoreNetwork(nn.Module):
         self.ball = ball
         self.chart = Chart(ball, settings.coordinates)
         self.base = AnalyticBase(settings.base)
-        self.correction = DivergenceMLP(6, settings.hidden, settings.activation)
+        network = GradientMLP if settings.form == "gradient" else DivergenceMLP
+        self.correction = network(6, settings.hidden, settings.activation)
         self.base.requires_grad_(False)
 
     def fit_base(self, w: Tensor, generator: torch.Generator) -> None:

@@ -47,13 +47,14 @@ class FlowSettings(Settings):
 class BaseSettings(Settings):
     """The analytic base that the score network starts from."""
 
-    components: int = Field(default=6, ge=1)
-    """Gaussians in velocity, each with mean, covariance and weight that vary with position."""
-    hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
+    components: int = Field(default=1, ge=1)
+    """Gaussians in velocity, each with mean, covariance and weight that vary with position. What a rich base
+    learns by heart of the stars, the network, trained on the same stars, does not see and cannot mend."""
+    hidden: tuple[int, ...] = Field(default=(32, 32), min_length=1)
     """Hidden widths of the two networks of position."""
     noise_ratio: int = Field(default=3, ge=1)
     """Reference positions per star in the fit of n(x): more make it less noisy and dearer."""
-    star_passes: float = Field(default=4e6, gt=0)
+    star_passes: float = Field(default=2e6, gt=0)
     """Stars shown to each of the two fits, repetitions counted."""
     batch_size: int = Field(default=1024, ge=1)
     """Stars per step of the fits."""
@@ -66,8 +67,10 @@ class ScoreSettings(Settings):
 
     coordinates: Coordinates = "cartesian"
     """Internal coordinates: ``cylindrical`` suits discs (azimuth stays an input), ``cartesian`` the rest."""
-    hidden: tuple[int, ...] = Field(default=(128, 128), min_length=1)
-    """Hidden widths of the correction network; with two layers the exact divergence costs least."""
+    form: Literal["gradient", "vector"] = "gradient"
+    """``gradient``: s = ∇g of a scalar network, free of curl; ``vector``: free components, cheaper a step."""
+    hidden: tuple[int, ...] = Field(default=(64, 64, 64), min_length=1)
+    """Hidden widths of the correction network; ``vector`` costs least with two layers."""
     activation: Activation = "silu"
     """Smooth activation: silu, tanh or softplus."""
     base: BaseSettings = BaseSettings()

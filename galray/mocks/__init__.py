@@ -1,4 +1,4 @@
-"""Galaxies whose truth is known: exact spheres, an orbit-mixed Milky Way, and Gaia-like observations."""
+"""Galaxies whose truth is known: exact spheres, dwarfs, an orbit-mixed Milky Way, and how they are seen."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from galray.mocks.settings import (
     DiscSettings,
+    DwarfObserveSettings,
     MilkyWayPotentialSettings,
     MilkyWaySettings,
     ObserveSettings,
@@ -14,11 +15,16 @@ from galray.mocks.settings import (
 
 if TYPE_CHECKING:
     from galray.mocks.discs import MilkyWay
+    from galray.mocks.dwarf_observe import observe_dwarf
+    from galray.mocks.dwarfs import GAIA_CHALLENGE, DwarfMock, gaia_challenge
     from galray.mocks.eddington import EddingtonSphere
     from galray.mocks.spheres import HernquistSphere, IsochroneSphere, PlummerSphere
 
 __all__ = [
+    "GAIA_CHALLENGE",
     "DiscSettings",
+    "DwarfMock",
+    "DwarfObserveSettings",
     "EddingtonSphere",
     "HernquistSphere",
     "IsochroneSphere",
@@ -28,10 +34,16 @@ __all__ = [
     "ObserveSettings",
     "PlummerSphere",
     "StellarHaloSettings",
+    "gaia_challenge",
+    "observe_dwarf",
 ]
 
 # torch and pyarrow are imported with what needs them; a configuration needs the settings alone
 _HOMES = {
+    "DwarfMock": "dwarfs",
+    "GAIA_CHALLENGE": "dwarfs",
+    "gaia_challenge": "dwarfs",
+    "observe_dwarf": "dwarf_observe",
     "EddingtonSphere": "eddington",
     "HernquistSphere": "spheres",
     "IsochroneSphere": "spheres",

@@ -8,6 +8,7 @@ from galray.settings import Settings
 
 __all__ = [
     "DiscSettings",
+    "DwarfObserveSettings",
     "MilkyWayPotentialSettings",
     "MilkyWaySettings",
     "ObserveSettings",
@@ -101,3 +102,36 @@ class ObserveSettings(Settings):
     """Share of the stars without a radial velocity, independent of everything else."""
     correlation_strength: float = Field(default=0.35, ge=0, le=2)
     """How strongly the five astrometric errors of a star are correlated; 0.35 gives |ρ| of about 0.1."""
+
+
+class DwarfObserveSettings(Settings):
+    """Where a mock dwarf stands, how it moves and what is seen of it."""
+
+    ra_deg: float = Field(default=0.0, ge=0, lt=360)
+    """Right ascension of the centre."""
+    dec_deg: float = Field(default=0.0, gt=-90, lt=90)
+    """Declination of the centre."""
+    distance_kpc: float = Field(default=100.0, gt=0)
+    """Distance of the centre."""
+    systemic_velocity_km_s: float = 0.0
+    """Heliocentric radial velocity of the centre."""
+    pmra_mas_yr: float = 0.0
+    """Heliocentric proper motion of the centre in right ascension, with cos δ."""
+    pmdec_mas_yr: float = 0.0
+    """Heliocentric proper motion of the centre in declination."""
+    field_radius_deg: float = Field(default=2.0, gt=0, le=45)
+    """Stars further from the centre are not observed."""
+    velocity_error_km_s: float = Field(default=2.0, gt=0)
+    """Median error of the radial velocities."""
+    velocity_error_spread: float = Field(default=0.0, ge=0, le=2)
+    """Standard deviation of ln(error) from star to star."""
+    proper_motion_error_mas_yr: float = Field(default=0.02, ge=0)
+    """Error of both proper motions; 0.004 mas/yr is 2 km/s at 100 kpc."""
+    foreground_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the observed stars that belong to the Milky Way, uniform on the sky."""
+    foreground_velocity_km_s: float = 0.0
+    """Mean heliocentric radial velocity of the foreground."""
+    foreground_dispersion_km_s: float = Field(default=80.0, gt=0)
+    """Its standard deviation."""
+    foreground_proper_motion_mas_yr: float = Field(default=3.0, ge=0)
+    """Standard deviation of its proper motions."""

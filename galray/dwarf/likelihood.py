@@ -21,6 +21,7 @@ from galray.errors import GalrayError
 __all__ = ["GalaxyLikelihood"]
 
 _LEAST_WEIGHT = 0.01  # stars less likely members than this tell nothing and cost as much as the others
+_LARGEST_RADIUS = 30.0  # in half-light radii: no galaxy is measured further out
 _SMALLEST_RADIUS = 0.011  # in half-light radii: inside it neither Σ nor σ_los is resolved by any data
 
 
@@ -115,7 +116,9 @@ class GalaxyLikelihood:
             place, place_weight = place[keep], place_weight[keep]
         else:
             place, place_weight = radius, weight
-        self.footprint = float(choice.footprint or place.max() * (1 + 1e-9))
+        # a handful of stars beyond tens of half-light radii would only stretch the grid
+        half = weighted_quantile(place, place_weight, 0.5)
+        self.footprint = float(choice.footprint or min(place.max() * (1 + 1e-9), _LARGEST_RADIUS * half))
         inside = place <= self.footprint
         place, place_weight = place[inside], place_weight[inside]
         self.background = (self.photometric and tracers.photometry_membership is None) or (
@@ -123,7 +126,8 @@ class GalaxyLikelihood:
         )
         self.model = model or self._build(radius, weight, place, place_weight)
         floor = _SMALLEST_RADIUS * self.model.half_radius
-        radius, place = radius.clip(floor), place.clip(floor)
+        ceiling = 1.3 * _LARGEST_RADIUS * self.model.half_radius
+        radius, place = radius.clip(floor, ceiling), place.clip(floor, ceiling)
 
         self._stars = _Cells.build(radius, choice.nodes)
         nodes = self._stars.radius
@@ -135,7 +139,7 @@ class GalaxyLikelihood:
         else:
             self._places = self._stars
             self._place_slice = slice(0, self._star_nodes)
-        self.solver = JeansSolver(self.model.grid, np.clip(nodes, None, 0.2 * self.model.grid[-1]))
+        self.solver = JeansSolver(self.model.grid, nodes)
         self._inside = torch.from_numpy(cylinder_weights(self.model.grid, self.footprint))
         # single precision star by star: the sum over 10,000 stars is then good to 1e-4, at half the price;
         # velocities are counted from their median first

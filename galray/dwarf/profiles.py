@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["SlopeProfile"]
+__all__ = ["SlopeProfile", "SmoothLogProfile"]
 
 
 class SlopeProfile:
@@ -58,3 +58,44 @@ class SlopeProfile:
             else:  # constant outside the last knot
                 result[..., k] += np.maximum(x - u[-1], 0.0)
         return result
+
+
+class SmoothLogProfile(nn.Module):
+    """ln f(r) as a smooth broken line in ln r, trainable, with exact derivatives of every order.
+
+    ln f = b + b_0 u + Σ_k b_k δ softplus((u − u_k)/δ), u = ln(r/r_1): straight outside the knots.
+
+    Arguments:
+        knots: Radii of the bends in kpc, rising, shape (K,).
+        start: ln f before training, a constant.
+    """
+
+    u_knots: Tensor
+
+    def __init__(self, knots: np.ndarray, start: float) -> None:
+        super().__init__()
+        u = torch.log(torch.from_numpy(np.asarray(knots, dtype=np.float64)))
+        self.register_buffer("u_knots", u)
+        self.width = 0.5 * float(u[1:].sub(u[:-1]).mean())
+        self.level = nn.Parameter(torch.tensor(float(start), dtype=torch.float64))
+        self.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.bends = nn.Parameter(torch.zeros(len(u), dtype=torch.float64))
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Give ln f(r), any shape."""
+        u = torch.log(r)
+        t = (u[..., None] - self.u_knots) / self.width
+        return (
+            self.level
+            + self.slope * (u - self.u_knots[0])
+            + self.width * (nn.functional.softplus(t) @ self.bends)
+        )
+
+    def log_slope(self, r: Tensor) -> Tensor:
+        """Dln f/dln r, any shape."""
+        t = (torch.log(r)[..., None] - self.u_knots) / self.width
+        return self.slope + torch.sigmoid(t) @ self.bends
+
+    def roughness(self) -> Tensor:
+        """Σ b_k², what a smoothness prior holds down."""
+        return self.bends.square().sum()

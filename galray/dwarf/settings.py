@@ -151,9 +151,9 @@ class SamplerSettings(Settings):
 
     chains: int = Field(default=16, ge=4)
     """Chains that advance together."""
-    warmup: int = Field(default=120, ge=20)
+    warmup: int = Field(default=160, ge=20)
     """Steps per chain that tune step size and metric and are then forgotten."""
-    draws: int = Field(default=160, ge=50)
+    draws: int = Field(default=250, ge=50)
     """Steps per chain that are kept."""
     leapfrog: int = Field(default=4, ge=1)
     """Mean leapfrog steps per draw."""

@@ -133,6 +133,7 @@ def dispersion(result: GalaxyResult) -> Figure:
     )
     axes.set_xscale("log")
     top = max(float((data.value + data.error).max()), float(result.profiles["dispersion_los"][3].max()))
+    axes.set_xlim(0.85 * result.r[0], 1.15 * max(result.r[-1], float(data.radius.max())))
     axes.set_ylim(0, 1.25 * top)
     _half(axes, result)
     _marks(axes)

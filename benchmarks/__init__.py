@@ -97,11 +97,11 @@ class Bench:
         peer: str = "",
         bar: float | None = None,
         at_least: bool = False,
+        cpu_seconds: float | None = None,
     ) -> None:
-        """Add a row, print it, and write the file."""
-        row = Row(
-            name, float(value), unit, peer, bar, at_least, round(self._cpu, 2), now(), git_revision() or ""
-        )
+        """Add a row, print it, and write the file; its CPU time is that of the last `cpu` where not given."""
+        spent = round(self._cpu if cpu_seconds is None else cpu_seconds, 2)
+        row = Row(name, float(value), unit, peer, bar, at_least, spent, now(), git_revision() or "")
         self.rows.append(row)
         verdict = {True: "holds", False: "FAILS", None: ""}[row.holds]
         sign = ">=" if at_least else "<="

@@ -1,0 +1,239 @@
+"""An ingest whose processes are killed, whose nodes go away, and which is started twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from galray.catalog import CatalogSettings, ShardStore, ingest
+from tests.catalog_stars import stars
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc"),
+]
+
+# The driver of an ingest in a process of its own. On a line of its own each: a signal that reading goes on,
+# and the outcome.
+DRIVER = """
+import json, os, resource, sys
+from galray.catalog import CatalogSettings, ingest
+from galray.errors import GalrayError
+
+what = json.loads(sys.argv[1])
+if what["workers"]:
+    import ray
+
+    ray.init(address="local", num_cpus=what["workers"], include_dashboard=False,
+             object_store_memory=100 * 1024**2, log_to_driver=False, logging_level="ERROR")
+
+def progress(done, total, text):
+    if what["loud"]:
+        print(text, flush=True)
+
+try:
+    store = ingest(CatalogSettings(**what["settings"]), what["target"], num_workers=what["workers"], progress=progress)
+except GalrayError as error:
+    print(json.dumps({"error": error.what}))
+    sys.exit(2)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+print(json.dumps({"rows": store.num_rows, "driver_mb": peak, "worker_mb": store.manifest["peak_worker_mb"]}))
+"""
+
+
+def start(settings: dict, target: Path, workers: int, loud: bool = True) -> subprocess.Popen[str]:
+    what = {"settings": settings, "target": str(target), "workers": workers, "loud": loud}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "POLARS_MAX_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, json.dumps(what)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    return json.loads(out.splitlines()[-1])
+
+
+def checksums(store: ShardStore) -> list[tuple[str, str]]:
+    entries = [*store.manifest["shards"], *store.manifest["tiles"]["files"]]
+    return [(entry["file"], entry["sha256"]) for entry in entries]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight files; reading one takes a good part of a second."""
+    folder = tmp_path_factory.mktemp("files")
+    table = stars(160_000)
+    for number in range(8):
+        table[number::8].write_csv(folder / f"{number}.csv")
+    return folder
+
+
+def configured(files: Path) -> dict:
+    return {"files": [str(files)], "num_shards": 3}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardStore:
+    return ingest(CatalogSettings(**configured(files)), tmp_path_factory.mktemp("undisturbed"))
+
+
+def wait_for(condition, patience: float = 120.0) -> None:
+    until = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.01)
+
+
+def half_written(target: Path) -> list[Path]:
+    return list(target.glob(".ingest-*/.piece-*.tmp"))
+
+
+def test_killed_driver_and_two_at_once(files: Path, undisturbed: ShardStore, tmp_path: Path) -> None:
+    target = tmp_path / "store"
+    process = start(configured(files), target, workers=0)
+    wait_for(lambda: len(list(target.glob(".ingest-*/piece-*.json"))) >= 2)
+
+    second = start(configured(files), target, workers=0)
+    out, _ = second.communicate()
+    assert second.returncode == 2
+    assert f"another ingest is writing this store (pid {process.pid}" in json.loads(out)["error"]
+
+    assert process.poll() is None, "it was killed in the middle"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (target / "manifest.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in target.glob(".ingest-*/piece-*.json")}
+    assert 0 < len(done) < 8
+
+    again = start(configured(files), target, workers=0)
+    wait_for(lambda: len(list(target.glob(".ingest-*/piece-*.json"))) > len(done) or again.poll() is not None)
+    still = {path: path.stat().st_mtime_ns for path in done if path.exists()}
+    assert still == {path: done[path] for path in still}, "what was done is not done again"
+    finish(again)
+    store = ShardStore(target)
+    assert checksums(store) == checksums(undisturbed)
+    assert store.row_account == undisturbed.row_account
+    assert not [path for path in target.iterdir() if path.name.startswith(".")]
+
+
+def test_killed_actor_in_mid_file(files: Path, undisturbed: ShardStore, tmp_path: Path, ray_session) -> None:
+    import threading
+
+    target = tmp_path / "store"
+    result: list = []
+    thread = threading.Thread(
+        target=lambda: result.append(ingest(CatalogSettings(**configured(files)), target, num_workers=2))
+    )
+    thread.start()
+    # A half-written piece carries the process id of the actor that writes it.
+    killed = []
+
+    def kill() -> bool:
+        for path in half_written(target):
+            pid = int(path.name.split(".")[-2].split("-")[0])
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            return True
+        return False
+
+    wait_for(kill)
+    thread.join()
+    assert len(killed) == 1
+    (store,) = result
+    assert checksums(store) == checksums(undisturbed)
+    assert store.row_account == undisturbed.row_account
+    assert not [path for path in target.iterdir() if path.name.startswith(".")]
+
+
+NODES = """
+import json, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from galray.catalog import CatalogSettings, ingest
+
+settings, target = CatalogSettings(**json.loads(sys.argv[1])), Path(sys.argv[2])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False,
+                                                        "object_store_memory": 100 * 1024**2})
+other = cluster.add_node(num_cpus=1, object_store_memory=100 * 1024**2)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+result = []
+thread = threading.Thread(target=lambda: result.append(ingest(settings, target, num_workers=2)))
+thread.start()
+while len(list(target.glob(".ingest-*/piece-*.json"))) < 2 and thread.is_alive():
+    time.sleep(0.01)
+busy = thread.is_alive()
+cluster.remove_node(other, allow_graceful=False)
+thread.join()
+print(json.dumps({"busy": busy, "rows": result[0].num_rows if result else None}))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_removed_node(files: Path, undisturbed: ShardStore, tmp_path: Path) -> None:
+    many = {**configured(files), "num_shards": 3}
+    done = subprocess.run(
+        [sys.executable, "-c", NODES, json.dumps(many), str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"busy": True, "rows": undisturbed.num_rows}
+    store = ShardStore(tmp_path / "store")
+    assert checksums(store) == checksums(undisturbed)
+    assert store.row_account == undisturbed.row_account
+
+
+def test_memory_does_not_grow_with_a_files_size(tmp_path: Path) -> None:
+    peaks = []
+    for rows in (100_000, 5_000_000):
+        part = stars(100_000, rv_fraction=1)
+        path = tmp_path / f"{rows}.parquet"
+        copies = [
+            part.lazy().with_columns(pl.col("source_id") + (np.int64(n) << 20))
+            for n in range(rows // part.height)
+        ]
+        pl.concat(copies).sink_parquet(path, row_group_size=100_000)
+        found = finish(start({"files": [str(path)]}, tmp_path / f"store{rows}", workers=1, loud=False))
+        assert found["rows"] == rows
+        peaks.append(found["worker_mb"])
+        path.unlink()
+    print(f"peak resident per worker: {peaks} MB")
+    assert max(peaks) <= 1074  # 1.0 GiB
+
+
+def test_the_drivers_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
+    table = stars(3386 * 12, rv_fraction=1)
+    found = {}
+    for number in (400, 3386):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for n in range(number):
+            table[12 * n : 12 * (n + 1)].write_parquet(folder / f"{n}.parquet")
+        settings = {"files": [str(folder)], "num_shards": 4}
+        found[number] = finish(start(settings, tmp_path / f"store{number}", workers=1, loud=False))
+        assert found[number]["rows"] == 12 * number
+    print({number: outcome["driver_mb"] for number, outcome in found.items()})
+    assert found[3386]["driver_mb"] < found[400]["driver_mb"] + 40

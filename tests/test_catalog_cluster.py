@@ -22,11 +22,11 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc"),
 ]
 
-# The driver of an ingest in a process of its own. On a line of its own each: a signal that reading goes on,
-# and the outcome.
+# The driver of an ingest in a process of its own; the last line that it prints is the outcome.
 DRIVER = """
-import json, os, resource, sys
+import json, sys
 from galray.catalog import CatalogSettings, ingest
+from galray.catalog.workers import peak_mb
 from galray.errors import GalrayError
 
 what = json.loads(sys.argv[1])
@@ -36,22 +36,21 @@ if what["workers"]:
     ray.init(address="local", num_cpus=what["workers"], include_dashboard=False,
              object_store_memory=100 * 1024**2, log_to_driver=False, logging_level="ERROR")
 
-def progress(done, total, text):
-    if what["loud"]:
-        print(text, flush=True)
-
 try:
-    store = ingest(CatalogSettings(**what["settings"]), what["target"], num_workers=what["workers"], progress=progress)
+    settings = CatalogSettings(**what["settings"])
+    store = ingest(settings, what["target"], num_workers=what["workers"])
 except GalrayError as error:
     print(json.dumps({"error": error.what}))
     sys.exit(2)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-print(json.dumps({"rows": store.num_rows, "driver_mb": peak, "worker_mb": store.manifest["peak_worker_mb"]}))
+print(json.dumps({"rows": store.num_rows, "driver_mb": peak_mb(), "worker_mb": store.manifest["peak_worker_mb"]}))
 """
 
 
-def start(settings: dict, target: Path, workers: int, loud: bool = True) -> subprocess.Popen[str]:
-    what = {"settings": settings, "target": str(target), "workers": workers, "loud": loud}
+FILES = 64
+
+
+def start(settings: dict, target: Path, workers: int) -> subprocess.Popen[str]:
+    what = {"settings": settings, "target": str(target), "workers": workers}
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "POLARS_MAX_THREADS": "1",
@@ -79,11 +78,11 @@ def checksums(store: ShardStore) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight files; reading one takes a good part of a second."""
+    """Files enough that there is something left to do when a few of them have been read."""
     folder = tmp_path_factory.mktemp("files")
     table = stars(160_000)
-    for number in range(8):
-        table[number::8].write_csv(folder / f"{number}.csv")
+    for number in range(FILES):
+        table[number::FILES].write_csv(folder / f"{number}.csv")
     return folder
 
 
@@ -111,6 +110,7 @@ def test_killed_driver_and_two_at_once(files: Path, undisturbed: ShardStore, tmp
     target = tmp_path / "store"
     process = start(configured(files), target, workers=0)
     wait_for(lambda: len(list(target.glob(".ingest-*/piece-*.json"))) >= 2)
+    os.kill(process.pid, signal.SIGSTOP)  # it holds its lock, and comes no further meanwhile
 
     second = start(configured(files), target, workers=0)
     out, _ = second.communicate()
@@ -122,7 +122,7 @@ def test_killed_driver_and_two_at_once(files: Path, undisturbed: ShardStore, tmp
     process.communicate()
     assert not (target / "manifest.json").exists()
     done = {path: path.stat().st_mtime_ns for path in target.glob(".ingest-*/piece-*.json")}
-    assert 0 < len(done) < 8
+    assert 0 < len(done) < FILES
 
     again = start(configured(files), target, workers=0)
     wait_for(lambda: len(list(target.glob(".ingest-*/piece-*.json"))) > len(done) or again.poll() is not None)
@@ -184,23 +184,23 @@ while len(list(target.glob(".ingest-*/piece-*.json"))) < 2 and thread.is_alive()
 busy = thread.is_alive()
 cluster.remove_node(other, allow_graceful=False)
 thread.join()
-print(json.dumps({"busy": busy, "rows": result[0].num_rows if result else None}))
+Path(sys.argv[3]).write_text(json.dumps({"busy": busy, "rows": result[0].num_rows if result else None}))
 ray.shutdown()
 cluster.shutdown()
 """
 
 
 def test_removed_node(files: Path, undisturbed: ShardStore, tmp_path: Path) -> None:
-    many = {**configured(files), "num_shards": 3}
+    outcome = tmp_path / "outcome.json"
     done = subprocess.run(
-        [sys.executable, "-c", NODES, json.dumps(many), str(tmp_path / "store")],
+        [sys.executable, "-c", NODES, json.dumps(configured(files)), str(tmp_path / "store"), str(outcome)],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"busy": True, "rows": undisturbed.num_rows}
+    assert json.loads(outcome.read_text()) == {"busy": True, "rows": undisturbed.num_rows}
     store = ShardStore(tmp_path / "store")
     assert checksums(store) == checksums(undisturbed)
     assert store.row_account == undisturbed.row_account
@@ -216,7 +216,7 @@ def test_memory_does_not_grow_with_a_files_size(tmp_path: Path) -> None:
             for n in range(rows // part.height)
         ]
         pl.concat(copies).sink_parquet(path, row_group_size=100_000)
-        found = finish(start({"files": [str(path)]}, tmp_path / f"store{rows}", workers=1, loud=False))
+        found = finish(start({"files": [str(path)]}, tmp_path / f"store{rows}", workers=1))
         assert found["rows"] == rows
         peaks.append(found["worker_mb"])
         path.unlink()
@@ -233,7 +233,7 @@ def test_the_drivers_memory_does_not_grow_with_the_number_of_files(tmp_path: Pat
         for n in range(number):
             table[12 * n : 12 * (n + 1)].write_parquet(folder / f"{n}.parquet")
         settings = {"files": [str(folder)], "num_shards": 4}
-        found[number] = finish(start(settings, tmp_path / f"store{number}", workers=1, loud=False))
+        found[number] = finish(start(settings, tmp_path / f"store{number}", workers=1))
         assert found[number]["rows"] == 12 * number
     print({number: outcome["driver_mb"] for number, outcome in found.items()})
     assert found[3386]["driver_mb"] < found[400]["driver_mb"] + 40

@@ -27,7 +27,7 @@ from galray.catalog.tiles import Tile, block_ranges, healpix_29, pixel_counts, w
 from galray.errors import GalrayError
 from galray.provenance import content_hash, write_atomic
 
-__all__ = ["VIEWS", "Worker", "piece_name"]
+__all__ = ["VIEWS", "Worker", "peak_mb", "piece_name"]
 
 VIEWS = ("6d", "no_rv")
 """Kinds of stars: with all six coordinates, and those without radial velocity."""
@@ -87,7 +87,7 @@ class Worker:
                 "remedy": "free space there, or choose another writable folder",
                 "bad_file": False,
             }
-        return {**answer, "peak_mb": _peak_mb()}
+        return {**answer, "peak_mb": peak_mb()}
 
     def read(self, unit: InputUnit) -> dict[str, Any]:
         """Turn one unit of input into a piece: selected rows in batches by shard, and its row account.
@@ -256,8 +256,12 @@ def _is_transient(error: GalrayError, unit: InputUnit) -> bool:
     return False
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Greatest resident memory of this process so far, in MB."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # Not getrusage, which begins with what the parent process had when it forked.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     import resource
     import sys
 

@@ -233,7 +233,7 @@ def test_the_drivers_memory_does_not_grow_with_the_number_of_files(tmp_path: Pat
         for n in range(number):
             table[12 * n : 12 * (n + 1)].write_parquet(folder / f"{n}.parquet")
         settings = {"files": [str(folder)], "num_shards": 4}
-        found[number] = finish(start(settings, tmp_path / f"store{number}", workers=1))
+        found[number] = finish(start(settings, tmp_path / f"store{number}", workers=2))
         assert found[number]["rows"] == 12 * number
     print({number: outcome["driver_mb"] for number, outcome in found.items()})
     assert found[3386]["driver_mb"] < found[400]["driver_mb"] + 40

@@ -16,10 +16,10 @@ from galray.catalog.selection import SHARD
 
 __all__ = ["PieceIndex", "PieceWriter", "read_batches", "temporary_name"]
 
-FLUSH_ROWS = 400_000
+FLUSH_ROWS = 200_000
 """Selected rows that a worker holds before it writes them out."""
 
-FLUSH_BYTES = 96 << 20
+FLUSH_BYTES = 64 << 20
 """The same limit in bytes, for tables with many or long columns."""
 
 

@@ -42,7 +42,8 @@ try:
 except GalrayError as error:
     print(json.dumps({"error": error.what}))
     sys.exit(2)
-print(json.dumps({"rows": store.num_rows, "driver_mb": peak_mb(), "worker_mb": store.manifest["peak_worker_mb"]}))
+peaks = {"driver_mb": peak_mb(), "worker_mb": store.manifest["peak_worker_mb"]}
+print(json.dumps({"rows": store.num_rows, **peaks}))
 """
 
 

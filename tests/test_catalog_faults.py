@@ -381,3 +381,42 @@ def test_a_target_below_a_file(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GalrayError, match="cannot write shards"):
         ingest(configured(folder), Path(tmp_path / "file" / "store"))
+
+
+def test_numbers_beyond_all_squares_do_not_stop_the_pass(tmp_path):
+    frame = pl.DataFrame({name: [1.0, 2.0, 3.0] for name in ("x", "y", "z", "vx", "vy", "vz")})
+    frame.with_columns(big=pl.Series([1e200, -1e200, 1e200])).write_parquet(tmp_path / "t.parquet")
+    settings = CatalogSettings(files=(str(tmp_path / "t.parquet"),), num_shards=2, keep_columns=("big",))
+    store = ingest(settings, tmp_path / "store")
+    assert store.manifest["columns"]["big"]["max"] == 1e200
+    assert store.manifest["columns"]["big"]["std"] is None
+
+
+def test_ranges_and_histograms_shard_by_shard(undisturbed):
+    ranges = pl.read_parquet(undisturbed.path / "shard_ranges.parquet")
+    counts = pl.read_parquet(undisturbed.path / "shard_histograms.parquet")
+    total = dict.fromkeys(undisturbed.manifest["histograms"], 0)
+    for number in range(3):
+        table = undisturbed.table(shards=[number])
+        own = {row["column"]: row for row in ranges.filter(pl.col("shard") == number).to_dicts()}
+        for name in ("x", "vy", "phot_g_mean_mag", "parallax_error"):
+            assert (own[name]["min"], own[name]["max"]) == (table[name].min(), table[name].max())
+            assert (own[name]["rows"], own[name]["nulls"]) == (table.height, table[name].null_count())
+        for row in counts.filter(pl.col("shard") == number).to_dicts():
+            bins = undisturbed.manifest["histograms"][row["quantity"]]
+            assert sum(row["counts"]) == table.height
+            total[row["quantity"]] += table.height
+            if row["quantity"] in table.columns:
+                width = (bins["high"] - bins["low"]) / len(bins["counts"])
+                values = table[row["quantity"]].cast(pl.Float64).to_numpy()
+                place = ((values - bins["low"]) // width).clip(-1, len(bins["counts"])) + 1
+                # Values within rounding of an edge may be on either side of it.
+                found = pl.Series(place).cast(pl.Int64).value_counts()
+                expected = dict.fromkeys(range(len(row["counts"])), 0) | dict(found.iter_rows())
+                assert sum(abs(expected[i] - n) for i, n in enumerate(row["counts"])) <= 2
+    for name, bins in undisturbed.manifest["histograms"].items():
+        assert bins["below"] + bins["above"] + sum(bins["counts"]) == total[name] == undisturbed.num_rows
+    table = undisturbed.table()
+    speed = (table["vx"].cast(pl.Float64) ** 2 + table["vy"] ** 2 + table["vz"] ** 2).sqrt()
+    slow = undisturbed.manifest["histograms"]["speed"]["counts"][:50]
+    assert sum(slow) == pytest.approx((speed < 250).sum(), abs=1)

@@ -50,7 +50,7 @@ class Crew:
 
     def __init__(self, settings: str, folder: Path, seed: int, num_workers: int) -> None:
         self._arguments = (settings, str(folder), seed)
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self._here: Worker | None = None
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
@@ -103,7 +103,7 @@ class Crew:
         try:
             while waiting or running:
                 workers = len(self._idle) + len(self._starting) + len(running)
-                for _ in range(min(self._num_workers, len(waiting) + len(running)) - workers):
+                for _ in range(min(self.num_workers, len(waiting) + len(running)) - workers):
                     self._start()
                 while waiting and self._idle:
                     actor = self._idle.pop()

@@ -95,7 +95,7 @@ def ingest(
         started = time.monotonic()
         try:
             work = _workspace(target, key)
-            with Crew(settings.model_dump_json(), work, seed, min(num_workers, len(units))) as crew:
+            with Crew(settings.model_dump_json(), work, seed, num_workers) as crew:
                 stages = Stages(settings, work, units, crew, progress or (lambda *_: None))
                 stages.read()
                 views = stages.merge()

@@ -104,7 +104,8 @@ def finished_store(target: Path, key: str, units: list[InputUnit], allow_bad: in
     except GalrayError:
         return None
     manifest = store.manifest
-    if manifest.get("settings_hash") != key or len(manifest["quarantined"]) > allow_bad:
+    bad = {entry["path"] for entry in manifest["quarantined"]}
+    if manifest.get("settings_hash") != key or len(bad) > allow_bad:
         return None
     entries = (*manifest["inputs"], *manifest["quarantined"])
     known = {InputUnit.from_state(entry).name: entry for entry in entries}

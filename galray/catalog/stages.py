@@ -93,7 +93,7 @@ class Stages:
                 f"{len(records)}/{len(jobs)} files{quarantine}, {rows:,} rows read, {kept:,} stars kept",
             )
         kinds = {record["kind"] for record in records.values()}
-        if len(bad) > self.settings.allow_bad:
+        if len({self.units[n].path for n in bad}) > self.settings.allow_bad:
             reasons = [(self.units[n].name, bad[n]["error"], bad[n]["remedy"]) for n in sorted(bad)]
             raise too_many_bad(reasons, len(jobs), self.settings.allow_bad)
         if len(kinds) > 1:
@@ -241,7 +241,9 @@ class Stages:
             self.settings.tiles, manifest["num_rows"], sum(entry["bytes"] for entry in manifest["shards"])
         )
         tiles = partition(counts, limit, self.settings.tiles)
-        groups = _grouped(tiles, limit)
+        # Enough groups for all workers; which tiles share a job changes nothing in them.
+        share_rows = -(-manifest["num_rows"] // (2 * max(self.crew.num_workers, 1)))
+        groups = _grouped(tiles, min(limit, max(share_rows, _GROUP_ROWS)))
         jobs = [("tile", (group, view, self.out, group_rows)) for group in groups]
         entries: dict[int, list[dict[str, Any]]] = {}
         for number, answer in self._answers(jobs):
@@ -286,7 +288,7 @@ class Stages:
 
 
 def _grouped(tiles: list[Tile], limit: int) -> list[list[Tile]]:
-    """Runs of tiles that together hold no more than one may: a job reads the shards once for all of a run."""
+    """Runs of tiles up to a number of rows: a job reads the shards once for all tiles of a run."""
     groups: list[list[Tile]] = []
     rows = 0
     for tile in tiles:

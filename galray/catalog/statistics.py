@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,12 +127,14 @@ def column_statistics(entries: Sequence[Mapping[str, Any]], schema: Mapping[str,
             mean = sum(s["sum"] for _, s in counted) / number
             # mean * mean, not mean**2: where a value is near the largest number, inf, and no error.
             variance = max(sum(s["squares"] for _, s in counted) / number - mean * mean, 0.0)
-            statistics |= {
+            figures = {
                 "min": min(s["min"] for _, s in counted),
                 "max": max(s["max"] for _, s in counted),
                 "mean": mean,
                 "std": variance**0.5,
             }
+            # What is beyond all numbers is null in the manifest, which is JSON.
+            statistics |= {key: value if math.isfinite(value) else None for key, value in figures.items()}
         result[name] = statistics
     return result
 

@@ -208,7 +208,8 @@ class Worker:
             with pixels.open("rb") as stream:
                 parts = [pixel_counts(part, level) for part in _chunks(stream)]
             write_counts(path.with_suffix(".counts.npy"), parts)
-        write_atomic(entry_path, entry)
+        # As text: a sum of squares may be infinite, which JSON does not know and Python's does.
+        write_atomic(entry_path, json.dumps(entry))
         return {"entry": entry, "reused": False}
 
     def tile(self, tiles: Sequence[Tile], view: str, out: str, group_rows: int) -> dict[str, Any]:

@@ -77,7 +77,9 @@ class Bench:
     def __init__(self, name: str, *, quick: bool = False) -> None:
         self.name = name
         self.quick = quick
+        self.options = argparse.Namespace()
         self.rows: list[Row] = []
+        self.kept: list[dict[str, object]] = []
         self.path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
         self._cpu = 0.0
 
@@ -87,6 +89,11 @@ class Bench:
         begin = _cpu_seconds()
         yield
         self._cpu = _cpu_seconds() - begin
+
+    def keep_others(self) -> None:
+        """Leave rows of the results file that are not measured this time as they are, with their dates."""
+        if self.path.is_file():
+            self.kept = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
 
     def row(
         self,
@@ -117,6 +124,8 @@ class Bench:
             {**asdict(row), "holds": row.holds, "value": row.value if row.value == row.value else None}
             for row in self.rows
         ]
+        names = {row.name for row in self.rows}
+        rows = [row for row in self.kept if row["name"] not in names] + rows
         about = {
             "benchmark": self.name,
             "quick": self.quick,
@@ -142,11 +151,25 @@ def _machine() -> dict[str, object]:
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()}
 
 
-def main(name: str, measure: Callable[[Bench], None]) -> None:
-    """Entry point of one module: measure, and exit with 1 when a bar does not hold."""
+def main(
+    name: str,
+    measure: Callable[[Bench], None],
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
+    """Entry point of one module: measure, and exit with 1 when a bar does not hold.
+
+    Arguments:
+        name: The module's name.
+        measure: Measures, and adds rows to what it is given.
+        add_options: Adds the module's own options; they stand in ``bench.options``.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--quick", action="store_true", help="a smaller run")
-    bench = Bench(name, quick=parser.parse_args().quick)
+    if add_options is not None:
+        add_options(parser)
+    options = parser.parse_args()
+    bench = Bench(name, quick=options.quick)
+    bench.options = options
     print(f"# {name}{' (quick)' if bench.quick else ''}: {json.dumps(_machine())}", flush=True)
     measure(bench)
     failed = [row.name for row in bench.rows if row.holds is False]

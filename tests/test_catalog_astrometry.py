@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from galray.catalog import (
+    add_states,
     draw_observables,
     galactocentric,
     galactocentric_covariance,
@@ -69,11 +70,37 @@ def test_states_equal_astropy(frame):
     scale = np.linalg.norm(truth[:, :3], axis=1)[:, None], np.linalg.norm(truth[:, 3:], axis=1)[:, None]
     for result in (
         expressions,
+        add_states(table, frame).select(STATE).to_numpy(),
         galactocentric(values, frame),
         galactocentric(torch.tensor(values), frame).numpy(),
     ):
         assert np.max(np.abs(result - truth)[:, :3] / scale[0]) < 1e-9
         assert np.max(np.abs(result - truth)[:, 3:] / scale[1]) < 1e-9
+
+
+def test_states_of_impossible_and_missing_observables():
+    """As the expressions give them: missing stays missing, and the rest of the block is not harmed."""
+    frame = GalacticFrame()
+    table = pl.DataFrame(observables(50), schema=list(OBSERVABLES))
+    odd = table.with_row_index().with_columns(
+        ra=pl.when(pl.col("index") == 7).then(180.0).otherwise("ra"),
+        dec=pl.when(pl.col("index") == 9).then(-90.0).otherwise("dec"),
+        parallax=pl.when(pl.col("index") == 3).then(0.0).otherwise("parallax"),
+        radial_velocity=pl.when(pl.col("index") != 5).then("radial_velocity"),
+    )
+    found = add_states(odd, frame)
+    expected = odd.with_columns(state_expressions(frame))
+    assert found["vx"].null_count() == 2
+    assert found["vx"][5] is None
+    assert found["x"][5] == pytest.approx(expected["x"][5], rel=1e-12)
+    assert found["x"][3] is None, "infinitely far: no place"
+    rest = ~found["index"].is_in([3, 5]).to_numpy()
+    difference = (found.select(STATE).to_numpy() - expected.select(STATE).to_numpy())[rest]
+    assert np.abs(difference).max() < 1e-9
+    nearer = add_states(table, frame, pl.lit(-0.05), distance=None)
+    assert np.allclose(nearer["x"], add_states(table, frame, -0.05)["x"], rtol=0, atol=0)
+    given = add_states(table, frame, distance=1 / (pl.col("parallax") + 0.05))
+    assert np.allclose(given.select(STATE), nearer.select(STATE), rtol=1e-12)
 
 
 def test_zero_point_is_subtracted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from galray.catalog.astrometry import (
+    add_states,
     draw_observables,
     galactocentric,
     galactocentric_covariance,
@@ -35,6 +36,7 @@ __all__ = [
     "StatesSettings",
     "StoreSummary",
     "Verification",
+    "add_states",
     "draw_observables",
     "galactocentric",
     "galactocentric_covariance",

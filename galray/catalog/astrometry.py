@@ -13,6 +13,7 @@ from galray.frame import GalacticFrame
 from galray.units import K_PROPER_MOTION
 
 __all__ = [
+    "add_states",
     "correlation_matrices",
     "draw_observables",
     "galactocentric",
@@ -20,6 +21,9 @@ __all__ = [
     "jacobian",
     "state_expressions",
 ]
+
+_BLOCK = 8192
+"""Stars that are transformed at a time."""
 
 _MAS = math.pi / 180 / 3.6e6  # rad
 
@@ -63,6 +67,64 @@ def state_expressions(frame: GalacticFrame, zero_point: float = 0.0) -> list[pl.
         total = vector[0] * row[0] + vector[1] * row[1] + vector[2] * row[2] + zero
         result.append(total.alias(name))
     return result
+
+
+def add_states(
+    table: pl.DataFrame,
+    frame: GalacticFrame,
+    zero_point: float | pl.Expr = 0.0,
+    distance: pl.Expr | None = None,
+) -> pl.DataFrame:
+    """The table with the 6D states as columns, by the formulas of `state_expressions`, several times faster.
+
+    Stars go through in blocks that fit the processor's cache, and each angle costs one tangent:
+    sin a = 2t / (1 + t²), cos a = (1 − t²) / (1 + t²) with t = tan(a / 2).
+
+    Arguments:
+        table: Has Gaia's columns.
+        frame: The frame's numbers.
+        zero_point: Parallax zero point ϖ₀ in mas: one number, or each star's.
+        distance: d in kpc, where it is not the inverse of the parallax.
+
+    Returns:
+        The table and x, y, z (kpc), vx, vy, vz (km/s), float64; missing where an observable is, and NaN
+        or missing where they make no number.
+    """
+    if distance is None:
+        distance = 1.0 / (pl.col("parallax").cast(pl.Float64) - zero_point)
+    wanted = [pl.col(n).cast(pl.Float64) for n in ("ra", "dec", "pmra", "pmdec", "radial_velocity")]
+    observed = table.select(*wanted, distance.cast(pl.Float64).alias("distance"))
+    columns = [column.to_numpy() for column in observed]
+    states = np.empty((6, table.height))
+    with np.errstate(all="ignore"):  # what comes of impossible observables is the caller's rule
+        for start in range(0, table.height, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            states[:, block] = _states([column[block] for column in columns], frame)
+    series = [pl.Series(name, values) for name, values in zip(STATE, states, strict=True)]
+    if any(observed.null_count().row(0)):
+        series = [values.fill_nan(None) for values in series]
+    return table.with_columns(series)
+
+
+def _states(columns: list[np.ndarray], frame: GalacticFrame) -> np.ndarray:
+    """(6, n) states of ra, dec, pmra, pmdec, radial velocity and distance, (n,) each."""
+    ra, dec, pmra, pmdec, rv, distance = columns
+    sa, ca = _sine_cosine(ra)
+    sd, cd = _sine_cosine(dec)
+    v_ra, v_dec = K_PROPER_MOTION * distance * pmra, K_PROPER_MOTION * distance * pmdec
+    across, inward = distance * cd, rv * cd - v_dec * sd
+    position = np.stack([across * ca, across * sa, distance * sd])
+    velocity = np.stack([inward * ca - v_ra * sa, inward * sa + v_ra * ca, rv * sd + v_dec * cd])
+    rotation, offset = (np.asarray(values) for values in _rotation_and_offset(frame))
+    sun = np.asarray(frame.sun_velocity_km_s)
+    return np.concatenate([rotation @ position + offset[:, None], rotation @ velocity + sun[:, None]])
+
+
+def _sine_cosine(degrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    half = np.tan(degrees * (math.pi / 360))
+    square = half * half
+    inverse = 1.0 / (1.0 + square)
+    return 2.0 * half * inverse, (1.0 - square) * inverse
 
 
 def galactocentric(observables: Any, frame: GalacticFrame, zero_point: float = 0.0) -> Any:

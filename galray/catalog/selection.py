@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from galray.catalog.astrometry import state_expressions
+from galray.catalog.astrometry import add_states
 from galray.catalog.columns import ASTROMETRY, CORRELATIONS, ERRORS, OBSERVABLES, PHOTOMETRY, STATE
 from galray.catalog.quality import (
     DERIVED,
@@ -249,7 +249,7 @@ class Selection:
         batch = apply_rules(batch, early, self.account)
         if self.kind == "gaia":
             frame = self.settings.frame.build()
-            batch = batch.with_columns(state_expressions(frame, self.settings.parallax_zero_point))
+            batch = add_states(batch, frame, self.settings.parallax_zero_point)
         return apply_rules(batch, [*self._state_rules(rv), *late, *self._ball_rule()], self.account)
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +14,11 @@ from galray.catalog.settings import CatalogSettings
 __all__ = ["ColumnSums", "Histograms", "column_statistics", "per_shard"]
 
 _REACH_KPC = 32.0
+_LARGEST = sys.float_info.max
 
 
 class ColumnSums:
-    """Per column of a shard: missing values, range, sum and sum of squares.
+    """Per column of a shard: missing values, and of the finite ones number, range, sum and sum of squares.
 
     Arguments:
         schema: The shard's columns and types.
@@ -33,21 +34,30 @@ class ColumnSums:
             return
         for name, nulls in frame.null_count().row(0, named=True).items():
             self.values[name]["nulls"] += nulls
-        columns = {
-            n: pl.col(n).cast(pl.Float64) for n in self.numbers if frame[n].null_count() < frame.height
-        }
+        columns = {}
+        for n in self.numbers:
+            value = pl.col(n).cast(pl.Float64)
+            if frame.schema[n].is_float() and not frame[n].is_finite().all(ignore_nulls=True):
+                value = pl.when(value.is_finite()).then(value)  # inf would be its own mean and range
+            columns[n] = value
         reduced = frame.select(
-            *(pl.col(n).min().cast(pl.Float64).alias(f"min {n}") for n in columns),
-            *(pl.col(n).max().cast(pl.Float64).alias(f"max {n}") for n in columns),
+            *(value.count().alias(f"count {n}") for n, value in columns.items()),
+            *(value.min().alias(f"min {n}") for n, value in columns.items()),
+            *(value.max().alias(f"max {n}") for n, value in columns.items()),
             *(value.sum().alias(f"sum {n}") for n, value in columns.items()),
             *(value.dot(value).alias(f"squares {n}") for n, value in columns.items()),
         ).row(0, named=True)
         for name in columns:
+            if not reduced[f"count {name}"]:
+                continue
             own = self.values[name]
+            own["count"] = own.get("count", 0) + reduced[f"count {name}"]
             own["min"] = min(own.get("min", np.inf), reduced[f"min {name}"])
             own["max"] = max(own.get("max", -np.inf), reduced[f"max {name}"])
-            own["sum"] = own.get("sum", 0.0) + reduced[f"sum {name}"]
-            own["squares"] = own.get("squares", 0.0) + reduced[f"squares {name}"]
+            for what in ("sum", "squares"):
+                total = own.get(what, 0.0) + reduced[f"{what} {name}"]
+                # Sums of the largest numbers overflow, and JSON has no infinity.
+                own[what] = min(max(total, -_LARGEST), _LARGEST)
 
 
 class Histograms:
@@ -116,25 +126,25 @@ class Histograms:
 
 
 def column_statistics(entries: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Type, number of missing values, range, mean and standard deviation of each column over all shards."""
+    """Type, number of missing values, and of the finite ones range, mean and deviation, over all shards."""
     result: dict[str, Any] = {}
     for name, kind in schema.items():
         sums = [(entry["rows"], entry["sums"][name]) for entry in entries]
         statistics: dict[str, Any] = {"dtype": str(kind), "nulls": sum(s["nulls"] for _, s in sums)}
-        counted = [(rows - s["nulls"], s) for rows, s in sums if "sum" in s]
+        counted = [(s["count"], s) for _, s in sums if "count" in s]
         if counted and name != "source_id":
             number = sum(n for n, _ in counted)
             mean = sum(s["sum"] for _, s in counted) / number
             # mean * mean, not mean**2: where a value is near the largest number, inf, and no error.
             variance = max(sum(s["squares"] for _, s in counted) / number - mean * mean, 0.0)
-            figures = {
+            whole = max(abs(s[what]) for _, s in counted for what in ("sum", "squares")) < _LARGEST
+            statistics |= {
                 "min": min(s["min"] for _, s in counted),
                 "max": max(s["max"] for _, s in counted),
-                "mean": mean,
-                "std": variance**0.5,
+                # Where sums overflowed there is a range and no more; JSON has null, and no infinity.
+                "mean": mean if whole else None,
+                "std": variance**0.5 if whole else None,
             }
-            # What is beyond all numbers is null in the manifest, which is JSON.
-            statistics |= {key: value if math.isfinite(value) else None for key, value in figures.items()}
         result[name] = statistics
     return result
 

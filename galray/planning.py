@@ -106,14 +106,14 @@ def preflight(config: RunConfig) -> None:
 def _look_at_files(config: RunConfig) -> str:
     """Open the first input files and look for the columns that the configuration needs; their kind."""
     from galray import catalog
-    from galray.catalog.readers import open_source
+    from galray.catalog.readers import open_unit
     from galray.catalog.selection import Selection
 
     found = catalog.plan(config.catalog)
     forgiven = 0
     for unit in catalog.input_units(config.catalog)[:NUM_FILES_LOOKED_AT]:
         try:
-            source = open_source(unit, config.catalog.release, config.catalog.rename)
+            source = open_unit(unit, config.catalog)
         except GalrayError:
             forgiven += 1
             if forgiven > config.catalog.allow_bad:

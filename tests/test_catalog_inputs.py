@@ -2,6 +2,7 @@
 
 import os
 
+import polars as pl
 import pytest
 
 from galray.catalog import CatalogSettings, InputUnit, ingest, input_units, open_source, plan
@@ -63,3 +64,38 @@ def test_a_file_listed_twice_is_read_once(folder, tmp_path):
     assert twice.hash == once.hash
     assert twice.row_account["rows_in"] == 40
     assert plan(CatalogSettings(files=files))["num_files"] == 2
+
+
+def test_a_huge_parquet_file_is_read_in_parts(tmp_path):
+    path = tmp_path / "huge.parquet"
+    table = stars(5000).drop("source_id")  # ids then come from the file and the row: they must not change
+    table.write_parquet(path, row_group_size=500)
+    limit = path.stat().st_size / 4e6
+    settings = CatalogSettings(files=(str(path),), num_shards=2, unit_megabytes=limit)
+    parts = input_units(settings)
+    assert [unit.row_groups for unit in parts] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+    assert sum(unit.size for unit in parts) == pytest.approx(path.stat().st_size, rel=0.01)
+    assert len({unit.name for unit in parts}) == 5
+    assert len({unit.checksum() for unit in parts}) == 1
+    read = [pl.concat(open_source(unit).batches(["ra"]))["ra"] for unit in parts]
+    assert pl.concat(read).equals(table["ra"])
+    assert [open_source(unit).first_row for unit in parts] == [0, 1000, 2000, 3000, 4000]
+    store = ingest(settings, tmp_path / "parts")
+    assert store.row_account["rows_in"] == 5000
+    ids = store.table(["source_id"])["source_id"]
+    assert ids.n_unique() == store.num_rows
+    other = ingest(
+        CatalogSettings(**{**settings.model_dump(), "unit_megabytes": limit / 2}), tmp_path / "more"
+    )
+    assert set(other.table(["source_id"])["source_id"]) == set(ids)
+    assert ingest(settings, tmp_path / "parts").manifest["created"] == store.manifest["created"]
+
+
+def test_a_file_in_one_row_group_is_one_unit(tmp_path):
+    stars(1000).write_parquet(tmp_path / "one.parquet")
+    settings = CatalogSettings(files=(str(tmp_path / "one.parquet"),), unit_megabytes=0.001)
+    assert [unit.row_groups for unit in input_units(settings)] == [None]
+    (tmp_path / "one.parquet").write_bytes(b"PAR1" + b"x" * 5000)
+    (unit,) = input_units(settings)
+    with pytest.raises(GalrayError, match="truncated or corrupt"):
+        open_source(unit)

@@ -16,7 +16,7 @@ from galray.catalog.crew import Crew
 from galray.catalog.inputs import input_units
 from galray.catalog.manifest import SIDE_FILES, STORE_FORMAT, describe_settings, finished_store, publish
 from galray.catalog.quarantine import LOST
-from galray.catalog.readers import open_source
+from galray.catalog.readers import open_unit
 from galray.catalog.selection import kind_of
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import MANIFEST, ShardStore
@@ -40,7 +40,7 @@ def plan(settings: CatalogSettings) -> dict[str, Any]:
         GalrayError: As `input_units`; or the first file is not of a known form.
     """
     units = input_units(settings)
-    source = open_source(units[0], settings.release, settings.rename)
+    source = open_unit(units[0], settings)
     return {
         "files": [unit.name for unit in units],
         "num_files": len(units),

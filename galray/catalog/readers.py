@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from isal import igzip
 
-from galray.catalog.columns import columns, polars_dtype, release_aliases
+from galray.catalog import hdf5, tables
+from galray.catalog.columns import polars_dtype, release_aliases
 from galray.catalog.inputs import InputUnit
+from galray.catalog.storage import CorruptStream, Storage, StorageSettings, decompressed, explained
+from galray.catalog.text import BadCell, LongRow, TextTable
 from galray.errors import GalrayError
 
-__all__ = ["SHORT_ROW", "Source", "open_source"]
+if TYPE_CHECKING:
+    from galray.catalog.settings import CatalogSettings, StatesSettings
+
+__all__ = ["SHORT_ROW", "Source", "open_source", "open_unit"]
 
 BATCH_ROWS = 100_000
 """Rows that are in memory at a time, whatever the size of the file."""
@@ -27,6 +34,8 @@ SHORT_ROW = "__short_row"
 """Extra column of the batches of ESA's bulk files: true for a row that ends too early."""
 
 _HEAD_BYTES = 1 << 22
+_READ_ERRORS = (pl.exceptions.PolarsError, OSError, EOFError, ValueError, CorruptStream)
+_BROKEN = r"end of file|end-of-stream|corrupt|checksum|incomplete|CRC|data produced|out of spec|thrift"
 _AGAIN = "fetch or write the file again, or set catalog.allow_bad to leave such files out"
 
 
@@ -41,7 +50,11 @@ class Source:
         names: Galray's name of each column → the file's own.
         release: Gaia release whose types apply to columns of its names.
         null_token: True where missing values are written ``null``, as in ESA's bulk files.
-        first_row: Number of the file's rows that are passed over, where a unit is a part of it.
+        header: All column names in the file's order.
+        first_row: Number of the file's rows before the first that is read, where a unit is a part of it.
+        num_rows: Number of rows that are read; None for all.
+        storage: How the file is opened.
+        states: Where an HDF5 snapshot holds its particles.
     """
 
     path: Path | str
@@ -51,6 +64,9 @@ class Source:
     null_token: bool = False
     header: tuple[str, ...] = field(default=(), repr=False)
     first_row: int = 0
+    num_rows: int | None = None
+    storage: Storage = field(default_factory=Storage, repr=False)
+    states: StatesSettings | None = field(default=None, repr=False)
 
     def kind(self) -> str | None:
         """``gaia`` or ``states`` by the columns that are there; None for neither."""
@@ -82,139 +98,176 @@ class Source:
         Raises:
             GalrayError: The file is truncated, corrupt, or holds text in a number's column.
         """
+        dtypes = self._dtypes(wanted)
         try:
             if self.format == "csv":
-                yield from self._lazy(self._scan_csv(), wanted, rows)
+                frames = self._text(wanted)
             elif self.format == "parquet":
-                yield from self._lazy(pl.scan_parquet(self.path, glob=False), wanted, rows)
+                frames = self._parquet(wanted, rows)
+            elif self.format == "hdf5":
+                frames = hdf5.frames(self.path, self.states, wanted, rows, self.storage)
             else:
-                yield from _tidied(_astropy_table(self, wanted), wanted, self._dtypes(wanted)).iter_slices(
-                    rows
+                frames = iter(
+                    [tables.frame(self.path, self.format, self.names, wanted, self.release, self.storage)]
                 )
-        except pl.exceptions.NoDataError:
-            raise GalrayError(f"{self.path}: the file is empty", _AGAIN) from None
-        except (pl.exceptions.PolarsError, OSError, EOFError, ValueError, zlib.error) as error:
+            for frame in _in_batches(frames, rows):
+                yield _tidied(frame, wanted, dtypes)
+        except BadCell as error:
+            where = f"row {error.row}, " if error.row is not None else ""
+            what = f"column '{error.column}': '{error.value}' is not {self._meant(error.column)}"
+            raise GalrayError(f"{self.path}: {where}{what}", _AGAIN) from None
+        except LongRow as error:
+            where = f"row {error.row}" if error.row is not None else "a row"
+            raise GalrayError(f"{self.path}: {where} has more cells than the header", _AGAIN) from None
+        except _READ_ERRORS as error:
             raise self._explained(error) from None
 
     def _dtypes(self, wanted: Sequence[str]) -> dict[str, pl.DataType]:
         known = polars_dtype(self.release)
         return {name: known[name] for name in wanted if name in known}
 
-    def _scan_csv(self) -> pl.LazyFrame:
-        known = polars_dtype(self.release)
-        ours = {theirs: name for name, theirs in self.names.items()}
-        overrides: dict[str, Any] = {t: known[ours[t]] for t in self.header if ours[t] in known}
-        nulls: Any = ["null", ""]
-        if self.null_token:
-            nulls = dict.fromkeys(self.header[:-1], "null")
-            overrides[self.header[-1]] = pl.String()
-        return pl.scan_csv(
-            self.path,
-            comment_prefix="#",
-            null_values=nulls,
-            schema_overrides=overrides,
-            infer_schema_length=2000,
-            glob=False,
-        )
+    def _meant(self, theirs: str) -> str:
+        """What a cell of a column should be, in words."""
+        ours = next((name for name, other in self.names.items() if other == theirs), theirs)
+        return "True or False" if polars_dtype(self.release).get(ours) == pl.Boolean else "a number"
 
-    def _lazy(self, lazy: pl.LazyFrame, wanted: Sequence[str], rows: int) -> Iterator[pl.DataFrame]:
+    def _text(self, wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
+        known = polars_dtype(self.release)
+        dtypes = {theirs: known[name] for name, theirs in self.names.items() if name in known}
+        # Quotes of ESA's bulk files hold no line ends.
+        table = TextTable(self.header, dtypes, self.null_token, quoted_newlines=not self.null_token)
+        theirs = [self.names[name] for name in wanted]
+        ours = dict(zip(theirs, wanted, strict=True))
+        with decompressed(self.storage.open(self.path)) as stream:
+            for frame in table.frames(stream, theirs, SHORT_ROW):
+                yield frame.rename(ours)
+
+    def _parquet(self, wanted: Sequence[str], rows: int) -> Iterator[pl.DataFrame]:
+        lazy = pl.scan_parquet(
+            self.path,
+            glob=False,
+            hive_partitioning=False,
+            storage_options=self.storage.polars_options(self.path),
+        )
+        if self.num_rows is not None:
+            lazy = lazy.slice(self.first_row, self.num_rows)
         selection = [pl.col(self.names[name]).alias(name) for name in wanted]
-        if self.null_token:
-            # Polars fills a row that ends too early with nulls. Where missing values are written out, the
-            # last cell is never empty, so an empty one gives such rows away.
-            last = pl.col(self.header[-1])
-            selection = [
-                pl.col(self.names[name]).replace("null", None).alias(name)
-                if self.names[name] == self.header[-1]
-                else column
-                for name, column in zip(wanted, selection, strict=True)
-            ]
-            selection.append(last.is_null().alias(SHORT_ROW))
-        dtypes = self._dtypes(wanted)
-        for batch in lazy.select(selection).collect_batches(chunk_size=rows, maintain_order=True):
-            yield _tidied(batch, wanted, dtypes)
+        yield from lazy.select(selection).collect_batches(chunk_size=rows, maintain_order=True)
 
     def _explained(self, error: Exception) -> GalrayError:
-        """Turn a library's error into one that names file, column and row."""
+        """Turn a library's error into one that names the file."""
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        found = re.search(r"could not parse `(.*)` as dtype `\w+` at column '(.+?)'", text)
-        if found:
-            value, theirs = found.groups()
-            row = self._row_of(theirs, value)
-            where = f"row {row}, " if row is not None else ""
-            return GalrayError(f"{self.path}: {where}column '{theirs}': '{value}' is not a number", _AGAIN)
+        if isinstance(error, pl.exceptions.NoDataError):
+            return GalrayError(f"{self.path}: the file is empty", _AGAIN)
         if isinstance(error, FileNotFoundError):
             return GalrayError(f"{self.path}: no such file", "correct catalog.files")
         if isinstance(error, PermissionError):
             return GalrayError(f"{self.path}: permission denied", "make the file readable")
-        if re.search(
-            r"unexpected end of file|end-of-stream|corrupt|checksum|incomplete", text, re.IGNORECASE
-        ):
+        if isinstance(error, CorruptStream) or re.search(_BROKEN, text, re.IGNORECASE):
             return GalrayError(f"{self.path}: the file is truncated or corrupt: {text}", _AGAIN)
         return GalrayError(f"{self.path}: cannot be read as {self.format}: {text}", _AGAIN)
 
-    def _row_of(self, column: str, value: str) -> int | None:
-        """The first data row, from 1, whose cell in a CSV column is `value`."""
-        with suppress(Exception):
-            lazy = pl.scan_csv(self.path, comment_prefix="#", infer_schema=False, glob=False)
-            rows = lazy.select(column).with_row_index().filter(pl.col(column) == value).head(1).collect()
-            return int(rows["index"][0]) + 1
-        return None
-
 
 def open_source(
-    unit: InputUnit | Path | str, release: str = "dr3", rename: Mapping[str, str] | None = None
+    unit: InputUnit | Path | str,
+    release: str = "dr3",
+    rename: Mapping[str, str] | None = None,
+    *,
+    storage: StorageSettings | None = None,
+    states: StatesSettings | None = None,
 ) -> Source:
     """Recognise a unit of input, or a file, by its content.
 
-    Known are ESA's bulk ``csv.gz``, plain CSV, Parquet, and FITS, VOTable and ECSV tables. Column names are
-    compared in lower case where they are Gaia's; `rename` maps others (``{theirs: ours}``).
+    Known are ESA's bulk ``csv.gz``, plain CSV, Parquet, FITS, VOTable and ECSV tables, and HDF5 snapshots.
+    Column names are compared in lower case where they are Gaia's; `rename` maps others (``{theirs: ours}``).
+
+    Arguments:
+        unit: A unit of an ingest, a path or a URL.
+        release: Gaia release whose column types apply.
+        rename: Columns of the file that carry other names.
+        storage: How an object store is reached.
+        states: Where an HDF5 snapshot holds its particles.
 
     Raises:
         GalrayError: There is no such file, it is empty, unreadable or of no known form.
     """
-    path = Path(unit.path if isinstance(unit, InputUnit) else unit)
-    if not path.is_file():
+    if not isinstance(unit, InputUnit):
+        unit = InputUnit(str(unit), 0, "")
+    where = Storage(storage)
+    path: Path | str = Path(unit.path) if unit.is_local else unit.path
+    if isinstance(path, Path) and not path.is_file():
         raise GalrayError(f"{path}: no such file", "correct the path")
     try:
-        with path.open("rb") as stream:
+        with explained(unit.path) if not unit.is_local else nullcontext(), where.open(path) as stream:
             raw = stream.read(65536)
-        if not raw:
-            raise GalrayError(f"{path}: the file is empty", _AGAIN)
-        head = _head(path) if raw[:2] == b"\x1f\x8b" else raw
+            if not raw:
+                raise GalrayError(f"{path}: the file is empty", _AGAIN)
+            if raw[:4] == b"PAR1":
+                return _open_parquet(path, unit, stream, release, rename, where)
+            stream.seek(0)
+            head = _head(path, stream, raw)
     except OSError as error:
         raise GalrayError(f"{path}: cannot be read: {error.strerror or error}", _AGAIN) from None
-    if raw[:4] == b"PAR1":
-        try:
-            theirs = list(pl.read_parquet_schema(path))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            text = str(error).splitlines()[0]
-            raise GalrayError(f"{path}: the Parquet file is truncated or corrupt: {text}", _AGAIN) from None
-        return Source(path, "parquet", _names(theirs, release, rename), release, header=tuple(theirs))
+    if head[:8] == b"\x89HDF\r\n\x1a\n":
+        theirs = hdf5.column_names(path, states, where)
+        names = {name: name for name in theirs}
+        return Source(path, "hdf5", names, release, header=tuple(theirs), storage=where, states=states)
     if head[:9] == b"SIMPLE  =":
-        return _via_astropy(path, "fits", release, rename)
+        return _via_astropy(path, "fits", release, rename, where)
     if re.match(rb"\s*(<\?xml|<!DOCTYPE|<VOTABLE)", head[:200]):
-        return _via_astropy(path, "votable", release, rename)
-    return _open_text(path, head, raw, release, rename)
+        return _via_astropy(path, "votable", release, rename, where)
+    return _open_text(path, head, release, rename, where)
 
 
-def _open_text(path: Path, head: bytes, raw: bytes, release: str, rename: Mapping[str, str] | None) -> Source:
+def open_unit(unit: InputUnit, settings: CatalogSettings) -> Source:
+    """`open_source` with what a configuration says of the files."""
+    how = {"storage": settings.storage, "states": settings.states}
+    return open_source(unit, settings.release, settings.rename, **how)  # type: ignore[arg-type]
+
+
+def _open_parquet(
+    path: Path | str,
+    unit: InputUnit,
+    stream: BinaryIO,
+    release: str,
+    rename: Mapping[str, str] | None,
+    storage: Storage,
+) -> Source:
+    """A Parquet file, or a range of its row groups, by its footer."""
+    first, rows = 0, None
+    try:
+        footer = pq.ParquetFile(stream)
+        theirs = footer.schema_arrow.names
+        if unit.row_groups is not None:
+            counts = [footer.metadata.row_group(i).num_rows for i in range(footer.metadata.num_row_groups)]
+            begin, end = unit.row_groups
+            first, rows = sum(counts[:begin]), sum(counts[begin:end])
+    except (pa.ArrowException, OSError) as error:
+        text = str(error).splitlines()[0]
+        raise GalrayError(f"{path}: the Parquet file is truncated or corrupt: {text}", _AGAIN) from None
+    names = _names(theirs, release, rename)
+    return Source(
+        path, "parquet", names, release, header=tuple(theirs), first_row=first, num_rows=rows, storage=storage
+    )
+
+
+def _open_text(
+    path: Path | str, head: bytes, release: str, rename: Mapping[str, str] | None, storage: Storage
+) -> Source:
     """A text table: its first line that is not a comment is the header."""
     if b"\0" in head[:4096]:
         raise GalrayError(
             f"{path}: not a table of a known form",
-            "give Gaia csv(.gz), Parquet, FITS, VOTable or ECSV files",
+            "give Gaia csv(.gz), Parquet, FITS, VOTable, ECSV or HDF5 files",
         )
-    if head[:1] == b"#" and raw[:2] != b"\x1f\x8b":
-        head = _head(path, plain=True)
-    lines = head.decode("utf-8", errors="replace").splitlines()
+    lines = head.decode("utf-8-sig", errors="replace").splitlines()
     comments = [line for line in lines if line.startswith("#")]
-    body = [line for line in lines if line and not line.startswith("#")]
+    body = [line for line in lines if line.strip() and not line.startswith("#")]
     if not body:
         raise GalrayError(f"{path}: no header line with column names in it", _AGAIN)
     is_ecsv = any("%ECSV" in line for line in comments[:1])
     if is_ecsv and not any(re.match(r"#\s*delimiter:\s*['\"]?,", line) for line in comments):
-        return _via_astropy(path, "ecsv", release, rename)
+        return _via_astropy(path, "ecsv", release, rename, storage)
     header = next(csv.reader([body[0]]))
     if len(header) < 2 or any(re.fullmatch(r"\s*[-+.\d][-+.\deE]*\s*", cell) for cell in header):
         raise GalrayError(
@@ -222,22 +275,25 @@ def _open_text(path: Path, head: bytes, raw: bytes, release: str, rename: Mappin
             "give a table with a header, such as a Gaia csv(.gz) or Parquet file",
         )
     null_token = len(body) > 1 and "null" in body[1].split(",") and is_ecsv
-    return Source(path, "csv", _names(header, release, rename), release, null_token, tuple(header))
+    names = _names(header, release, rename)
+    return Source(path, "csv", names, release, null_token, tuple(header), storage=storage)
 
 
-def _head(path: Path, plain: bool = False) -> bytes:
-    """Enough of a text file's beginning to hold its comments, header and first rows."""
+def _head(path: Path | str, stream: BinaryIO, raw: bytes) -> bytes:
+    """Enough of a file's beginning to hold its comments, header and first rows."""
+    packed = raw[:2] == b"\x1f\x8b"
+    if not packed and not raw.startswith(b"#"):
+        return raw
     content = b""
-    with ExitStack() as stack:
-        stream: Any = stack.enter_context((open if plain else gzip.open)(path, "rb"))
-        with suppress(EOFError, zlib.error):
-            # A file cut in its first block: what there is may still name the columns; reading it will fail.
-            while len(content) < _HEAD_BYTES:
-                block = stream.read(1 << 16)
-                content += block
-                tail = content.rsplit(b"\n", 1)[0] if block else content
-                if not block or sum(not line.startswith(b"#") for line in tail.splitlines()) > 2:
-                    return tail
+    plain: Any = igzip.IGzipFile(fileobj=stream) if packed else stream
+    with suppress(EOFError, CorruptStream):
+        # A file cut in its first block: what there is may still name the columns; reading it will fail.
+        while len(content) < _HEAD_BYTES:
+            block = plain.read(1 << 16)
+            content += block
+            tail = content.rsplit(b"\n", 1)[0] if block else content
+            if not block or sum(not line.startswith(b"#") for line in tail.splitlines()) > 2:
+                return content if b"\0" in content else tail
     if not content:
         raise GalrayError(f"{path}: the file is truncated or corrupt", _AGAIN)
     return content
@@ -258,52 +314,28 @@ def _names(theirs: Sequence[str], release: str, rename: Mapping[str, str] | None
     return names
 
 
-def _via_astropy(path: Path, form: str, release: str, rename: Mapping[str, str] | None) -> Source:
-    table = _read_astropy(path, form)
-    return Source(path, form, _names(table.colnames, release, rename), release, header=tuple(table.colnames))
+def _via_astropy(
+    path: Path | str, form: str, release: str, rename: Mapping[str, str] | None, storage: Storage
+) -> Source:
+    table = tables.read(path, form, storage)
+    names = _names(table.colnames, release, rename)
+    return Source(path, form, names, release, header=tuple(table.colnames), storage=storage)
 
 
-def _read_astropy(path: Path | str, form: str) -> Any:
-    import warnings
-
-    from astropy.table import Table
-
-    formats = {"fits": "fits", "votable": "votable", "ecsv": "ascii.ecsv"}
-    options: dict[str, Any] = {"use_names_over_ids": True} if form == "votable" else {}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # units and dates that the standards spell otherwise
-            return Table.read(path, format=formats[form], **options)
-    except Exception as error:  # astropy raises nearly anything on broken files
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise GalrayError(f"{path}: cannot be read as {form}: {text}", _AGAIN) from None
-
-
-def _astropy_table(source: Source, wanted: Sequence[str]) -> pl.DataFrame:
-    """The wanted columns of a FITS, VOTable or ECSV table; units other than Gaia's are converted."""
-    import numpy as np
-    from astropy import units as u
-
-    table = _read_astropy(source.path, source.format)
-    units = {column.name: column.unit for column in columns(source.release)}
-    frame: dict[str, pl.Series] = {}
-    for name in wanted:
-        column = table[source.names[name]]
-        mask = np.asarray(getattr(column, "mask", False))
-        values = np.ma.getdata(column) if hasattr(column, "mask") else np.asarray(column)
-        values = np.asarray(getattr(values, "value", values))
-        if values.ndim > 1:
-            raise GalrayError(f"{source.path}: column '{name}' holds arrays, not one value per star")
-        if values.dtype.kind == "S":
-            values = np.char.decode(values, "utf-8")
-        if values.dtype.kind == "f" and column.unit is not None and units.get(name):
-            with suppress(u.UnitsError, ValueError, TypeError, AttributeError):
-                values = values * column.unit.to(u.Unit(units[name], parse_strict="silent"))
-        if values.dtype.byteorder not in "=|":
-            values = values.astype(values.dtype.newbyteorder("="))
-        series = pl.Series(name, values.tolist() if values.dtype.kind == "O" else values)
-        frame[name] = series.set(pl.Series(mask), None) if mask.ndim and mask.any() else series
-    return pl.DataFrame(frame)
+def _in_batches(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
+    """Frames of any height as batches of `rows`: small ones are joined, large ones cut."""
+    held: list[pl.DataFrame] = []
+    count = 0
+    for frame in frames:
+        held.append(frame)
+        count += frame.height
+        if count >= rows:
+            joined = pl.concat(held, rechunk=True) if len(held) > 1 else held[0]
+            whole = count // rows * rows
+            yield from joined[:whole].iter_slices(rows)
+            held, count = [joined[whole:]], count - whole
+    if count:
+        yield pl.concat(held, rechunk=True)
 
 
 def _tidied(batch: pl.DataFrame, wanted: Sequence[str], dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from galray.catalog.columns import STATE, releases
 from galray.catalog.rvs_selection import RVSelectionSettings
+from galray.catalog.storage import StorageSettings
 from galray.frame import GalacticFrame
 from galray.settings import Settings
 
 __all__ = ["BallSettings", "CatalogSettings", "FrameSettings", "StatesSettings", "TileSettings"]
 
 Vector = tuple[float, float, float]
+
+
+def _check_unit(value: str, wanted: str) -> None:
+    from astropy import units as u
+
+    try:
+        u.Unit(value).to(wanted)
+    except (ValueError, TypeError, u.UnitConversionError) as error:
+        raise ValueError(f"'{value}' cannot be converted to {wanted}: {error}") from None
 
 
 class FrameSettings(Settings):
@@ -63,6 +73,65 @@ class BallSettings(Settings):
     )
 
 
+class SnapshotSettings(Settings):
+    """Where an HDF5 snapshot of a simulation holds its stars, and what to do to their places."""
+
+    particles: str = Field(
+        default="PartType4",
+        description="Group of the particles; 4 is the stars in Gadget's counting.",
+    )
+    positions: str = Field(
+        default="Coordinates",
+        description="Dataset of the positions.",
+    )
+    velocities: str = Field(
+        default="Velocities",
+        description="Dataset of the velocities.",
+    )
+    ids: str | None = Field(
+        default=None,
+        description="Dataset to take source_id from; it must be unique (FIRE's ParticleIDs are not).",
+    )
+    length_unit: str | None = Field(
+        default=None,
+        description="Unit of the stored positions; what the file says where not given.",
+    )
+    speed_unit: str | None = Field(
+        default=None,
+        description="Unit of the stored velocities; what the file says where not given.",
+    )
+    center_kpc: Vector = Field(
+        default=(0.0, 0.0, 0.0),
+        description="The galaxy's centre in the snapshot, in physical kpc; it is subtracted.",
+    )
+    center_velocity_km_s: Vector = Field(
+        default=(0.0, 0.0, 0.0),
+        description="The galaxy's velocity in the snapshot; it is subtracted.",
+    )
+    rotation: tuple[Vector, Vector, Vector] | None = Field(
+        default=None,
+        description="Rotation about the centre, row by row, that lays the disc into the x-y plane.",
+    )
+
+    @field_validator("length_unit", "speed_unit")
+    @classmethod
+    def _unit(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _check_unit(value, "kpc" if info.field_name == "length_unit" else "km / s")
+        return value
+
+    @field_validator("rotation")
+    @classmethod
+    def _is_rotation(cls, value: Any) -> Any:
+        import numpy as np
+
+        if value is not None:
+            matrix = np.array(value)
+            if not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-6) or np.linalg.det(matrix) < 0:
+                raise ValueError("is not a rotation: its rows must be orthonormal and right-handed")
+        return value
+
+
 class StatesSettings(Settings):
     """How a ready 6D table of a simulation is to be read."""
 
@@ -91,16 +160,15 @@ class StatesSettings(Settings):
         description="Galactocentric velocity of the table's origin, added to the velocities.",
     )
 
+    snapshot: SnapshotSettings = Field(
+        default_factory=SnapshotSettings,
+        description="Where an HDF5 snapshot holds its stars.",
+    )
+
     @field_validator("length_unit", "speed_unit")
     @classmethod
-    def _unit(cls, value: str, info: object) -> str:
-        from astropy import units as u
-
-        wanted = "kpc" if getattr(info, "field_name", "") == "length_unit" else "km / s"
-        try:
-            u.Unit(value).to(wanted)
-        except (ValueError, TypeError, u.UnitConversionError) as error:
-            raise ValueError(f"'{value}' cannot be converted to {wanted}: {error}") from None
+    def _unit(cls, value: str, info: ValidationInfo) -> str:
+        _check_unit(value, "kpc" if info.field_name == "length_unit" else "km / s")
         return value
 
     def scales(self) -> tuple[float, float]:
@@ -145,6 +213,15 @@ class CatalogSettings(Settings):
     release: str = Field(
         default="dr3",
         description="Gaia release whose column types apply.",
+    )
+    storage: StorageSettings = Field(
+        default_factory=StorageSettings,
+        description="How object stores (s3://) are reached.",
+    )
+    unit_megabytes: float = Field(
+        default=256.0,
+        gt=0,
+        description="Parquet files larger than this are read as several units of work.",
     )
     rename: dict[str, str] = Field(
         default_factory=dict,

@@ -18,7 +18,7 @@ import polars as pl
 from galray.catalog.inputs import InputUnit
 from galray.catalog.merge import HEALPIX, merge_shard
 from galray.catalog.pieces import PieceIndex, PieceWriter
-from galray.catalog.readers import open_source
+from galray.catalog.readers import open_unit
 from galray.catalog.selection import Selection
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.statistics import Histograms
@@ -119,7 +119,7 @@ class Worker:
         return {"record": record, "reused": False}
 
     def _read(self, unit: InputUnit) -> dict[str, Any]:
-        source = open_source(unit, self.settings.release, self.settings.rename)
+        source = open_unit(unit, self.settings)
         checksum = unit.checksum()
         selection = Selection(self.settings, source, checksum, self.seed)
         name = piece_name(unit)
@@ -171,7 +171,7 @@ class Worker:
         rows: int | None = None
         row = 0
         try:
-            source = open_source(unit, self.settings.release, self.settings.rename)
+            source = open_unit(unit, self.settings)
             row = source.first_row
             wanted = "source_id" if "source_id" in source.names else next(iter(source.names))
             for batch in source.batches([wanted]):

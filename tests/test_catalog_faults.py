@@ -14,7 +14,7 @@ import pytest
 
 from galray.catalog import CatalogSettings, ShardStore, ingest, write_gaia_source
 from galray.catalog import workers as workers_module
-from galray.catalog.inputs import local_unit
+from galray.catalog.inputs import InputUnit, local_unit
 from galray.catalog.quarantine import lost_rows
 from galray.catalog.workers import Worker, piece_name
 from galray.errors import GalrayError
@@ -420,3 +420,28 @@ def test_ranges_and_histograms_shard_by_shard(undisturbed):
     speed = (table["vx"].cast(pl.Float64) ** 2 + table["vy"] ** 2 + table["vz"] ** 2).sqrt()
     slow = undisturbed.manifest["histograms"]["speed"]["counts"][:50]
     assert sum(slow) == pytest.approx((speed < 250).sum(), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "cause", "again"),
+    [
+        ("/data/a.csv", OSError(5, "Input/output error"), True),
+        ("/data/a.csv", PermissionError(13, "Permission denied"), False),
+        ("/data/a.csv", ValueError("connection of two columns"), False),
+        ("s3://bucket/a.parquet", pl.exceptions.ComputeError("error sending request for url"), True),
+        ("https://host/a.parquet", pl.exceptions.ComputeError("HTTP status 503 Service Unavailable"), True),
+        ("https://host/a.parquet", ConnectionResetError(104, "Connection reset by peer"), True),
+        ("https://host/a.parquet", pl.exceptions.ComputeError("HTTP status 404 Not Found"), False),
+        ("https://host/a.parquet", pl.exceptions.ColumnNotFoundError("parallax"), False),
+    ],
+)
+def test_what_is_worth_another_attempt(path, cause, again):
+    def read():
+        try:
+            raise cause
+        except type(cause):
+            raise GalrayError(f"{path}: cannot be read") from None  # as readers do
+
+    with pytest.raises(GalrayError) as caught:
+        read()
+    assert workers_module._is_transient(caught.value, InputUnit(path, 1, "1")) is again

@@ -24,6 +24,7 @@ from galray.catalog import (
     plan,
     write_gaia_source,
 )
+from galray.catalog import merge as merge_module
 from galray.catalog import workers as workers_module
 from galray.catalog.columns import OBSERVABLES
 from galray.errors import GalrayError
@@ -182,6 +183,7 @@ def test_ray_workers_make_the_same_store(gaia_files, tmp_path, ray_session):
     assert there.hash == here.hash
     assert there.row_account == here.row_account
     assert [e["sha256"] for e in there.manifest["shards"]] == [e["sha256"] for e in here.manifest["shards"]]
+    assert there.manifest["tiles"] == here.manifest["tiles"]
     bad = tmp_path / "bad.csv.gz"
     bad.write_bytes(next(gaia_files.iterdir()).read_bytes()[:5000])
     with pytest.raises(GalrayError, match=r"bad\.csv\.gz"):
@@ -193,6 +195,20 @@ def test_batches_and_flushes_do_not_change_the_store(gaia_files, tmp_path, monke
     monkeypatch.setattr("galray.catalog.pieces.FLUSH_ROWS", 100)
     monkeypatch.setattr("galray.catalog.readers.BATCH_ROWS", 70)
     assert ingest(configured(gaia_files), tmp_path / "store").hash == reference.hash
+    # Shards larger than what is merged at a time are merged range by range of source_id.
+    monkeypatch.setattr("galray.catalog.merge.MERGE_BYTES", 10_000)
+    parts = []
+    original = merge_module.read_batches
+
+    def counting(folder, index, columns=None):
+        parts.append(columns)
+        return original(folder, index, columns)
+
+    monkeypatch.setattr(merge_module, "read_batches", counting)
+    ranges = ingest(configured(gaia_files), tmp_path / "ranges")
+    assert len(parts) > 3 * 5
+    assert ranges.hash == reference.hash
+    assert ranges.row_account == reference.row_account
 
 
 values = st.one_of(st.none(), st.floats(width=32), st.floats(-3, 3, width=32))

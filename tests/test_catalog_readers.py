@@ -6,7 +6,7 @@ import shutil
 import polars as pl
 import pytest
 
-from galray.catalog import inspect, open_source, write_gaia_source
+from galray.catalog import CatalogSettings, ingest, inspect, open_source, write_gaia_source
 from galray.catalog.columns import columns, polars_dtype, releases
 from galray.catalog.readers import SHORT_ROW
 from galray.errors import GalrayError
@@ -196,3 +196,35 @@ def test_inspect_of_genuine_files(test_data, tmp_path):
     )
     with pytest.raises(GalrayError, match="not a header"):
         inspect(next(tmp_path.glob("*.dat")))
+
+
+def test_a_new_release_is_a_new_table(tmp_path):
+    """As DR4 will come: other columns, one of them under another name, bulk files with an ECSV header."""
+    rows = [
+        f"{c.name},{c.dtype},{c.unit}," for c in columns("dr3") if "'" not in c.unit and "," not in c.unit
+    ]
+    rows = [
+        row.replace("radial_velocity,float32,km.s**-1,", "rv_combined,float32,km.s**-1,radial_velocity")
+        for row in rows
+    ]
+    rows.append("rv_epoch_count,int16,,")
+    table = tmp_path / "gaia_dr4.csv"
+    table.write_text("name,dtype,unit,alias\n" + "\n".join(rows) + "\n")
+    release = str(table)
+    assert polars_dtype(release)["radial_velocity"] == pl.Float32
+    written = stars(200).with_columns(rv_epoch_count=pl.lit(7))
+    known = {c.name for c in columns(release)} | {"radial_velocity"}
+    (path,) = write_gaia_source(
+        written.select(n for n in written.columns if n in known), tmp_path, release=release
+    )
+    assert b"rv_combined" in gzip.decompress(path.read_bytes())
+    settings = CatalogSettings(
+        files=(str(path),), release=release, num_shards=1, keep_columns=("rv_epoch_count",)
+    )
+    store = ingest(settings, tmp_path / "store")
+    assert store.num_rows == written["radial_velocity"].is_not_nan().sum()
+    assert set(store.table(["rv_epoch_count"])["rv_epoch_count"]) == {7}
+    assert store.table(["rv_epoch_count"])["rv_epoch_count"].dtype == pl.Int16
+    table.with_name("bad.csv").write_text("name,dtype,unit\nra,real,deg\n")
+    with pytest.raises(GalrayError, match="column 'ra' has type 'real'"):
+        columns(str(table.with_name("bad.csv")))

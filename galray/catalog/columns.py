@@ -1,4 +1,11 @@
-"""Gaia's ``gaia_source`` columns by release: names, types and units, read from the tables in ``data/``."""
+"""Gaia's ``gaia_source`` columns by release: names, types and units, read from the tables in ``data/``.
+
+A new release is a new table and no code. ``gaia_dr4.csv`` needs the columns ``name,dtype,unit`` as the ECSV
+header of any of its bulk files lists them, in that order, and may have a fourth, ``alias``: galray's name of
+a column that the release calls otherwise (EDR3's ``dr2_radial_velocity`` is ``radial_velocity``). Put it into
+``data/`` and ``catalog.release = "dr4"`` works; or leave it where it is and name its path,
+``catalog.release = "/data/gaia_dr4.csv"``, on storage that all workers share.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,7 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from galray.errors import GalrayError
@@ -47,23 +55,26 @@ CORRELATIONS: tuple[str, ...] = tuple(
 PHOTOMETRY: tuple[str, ...] = ("phot_g_mean_mag", "bp_rp", "grvs_mag")
 """Magnitudes and colour that a selection or a tracer population needs."""
 
-# A release may give a needed column another name.
-_ALIASES: dict[str, dict[str, str]] = {
-    "edr3": {
-        "dr2_radial_velocity": "radial_velocity",
-        "dr2_radial_velocity_error": "radial_velocity_error",
-        "dr2_rv_nb_transits": "rv_nb_transits",
-    }
+_DTYPES = {
+    "bool": "Boolean",
+    "string": "String",
+    "float32": "Float32",
+    "float64": "Float64",
+    "int8": "Int8",
+    "int16": "Int16",
+    "int32": "Int32",
+    "int64": "Int64",
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a release: its name, ECSV data type and unit (as ESA spells it)."""
+    """One column of a release: its name, ECSV data type, unit as ESA spells it, and galray's name for it."""
 
     name: str
     dtype: str
     unit: str
+    alias: str = ""
 
 
 def releases() -> list[str]:
@@ -81,16 +92,34 @@ def columns(release: str) -> tuple[Column, ...]:
     Raises:
         GalrayError: There is no table for that release.
     """
-    source = files("galray.catalog") / "data" / f"gaia_{release}.csv"
+    is_path = release.endswith(".csv")
+    source = Path(release) if is_path else files("galray.catalog") / "data" / f"gaia_{release}.csv"
     if not source.is_file():
-        raise GalrayError(f"release '{release}' has no column table", f"use one of {', '.join(releases())}")
+        known = ", ".join(releases())
+        raise GalrayError(
+            f"release '{release}' has no column table", f"use one of {known}, or the path of a table (.csv)"
+        )
     with source.open("r", encoding="utf-8") as stream:
-        return tuple(Column(row["name"], row["dtype"], row["unit"]) for row in csv.DictReader(stream))
+        rows = list(csv.DictReader(stream))
+    try:
+        table = tuple(Column(r["name"], r["dtype"], r["unit"] or "", r.get("alias") or "") for r in rows)
+    except KeyError as error:
+        raise GalrayError(
+            f"{release}: a column table needs name, dtype and unit; {error} is absent",
+            "see galray.catalog.columns",
+        ) from None
+    for column in table:
+        if column.dtype not in _DTYPES:
+            raise GalrayError(
+                f"{release}: column '{column.name}' has type '{column.dtype}'",
+                f"use one of {', '.join(_DTYPES)}",
+            )
+    return table
 
 
 def release_aliases(release: str) -> dict[str, str]:
     """Names of a release's columns that galray knows under another name: ``{official: galray's}``."""
-    return _ALIASES.get(release, {})
+    return {column.name: column.alias for column in columns(release) if column.alias}
 
 
 @cache
@@ -98,15 +127,5 @@ def polars_dtype(release: str) -> dict[str, pl.DataType]:
     """The Polars type of every column of a release, including those renamed by `release_aliases`."""
     import polars as pl
 
-    kinds: dict[str, pl.DataType] = {
-        "bool": pl.Boolean(),
-        "string": pl.String(),
-        "float32": pl.Float32(),
-        "float64": pl.Float64(),
-        "int8": pl.Int8(),
-        "int16": pl.Int16(),
-        "int32": pl.Int32(),
-        "int64": pl.Int64(),
-    }
-    table = {column.name: kinds[column.dtype] for column in columns(release)}
+    table = {column.name: getattr(pl, _DTYPES[column.dtype])() for column in columns(release)}
     return table | {alias: table[name] for name, alias in release_aliases(release).items()}

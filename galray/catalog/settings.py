@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from galray.catalog.columns import STATE, releases
+from galray.catalog.columns import STATE, columns, releases
 from galray.catalog.rvs_selection import RVSelectionSettings
 from galray.catalog.storage import StorageSettings
+from galray.errors import GalrayError
 from galray.frame import GalacticFrame
 from galray.settings import Settings
 
@@ -212,7 +213,7 @@ class CatalogSettings(Settings):
     )
     release: str = Field(
         default="dr3",
-        description="Gaia release whose column types apply.",
+        description="Gaia release whose column types apply, or the path of a column table (.csv).",
     )
     storage: StorageSettings = Field(
         default_factory=StorageSettings,
@@ -295,7 +296,12 @@ class CatalogSettings(Settings):
     @field_validator("release")
     @classmethod
     def _known_release(cls, value: str) -> str:
-        if value not in releases():
+        if value.endswith(".csv"):
+            try:
+                columns(value)
+            except GalrayError as error:
+                raise ValueError(error.what) from None
+        elif value not in releases():
             raise ValueError(f"unknown release '{value}'; known are {', '.join(releases())}")
         return value
 

@@ -109,6 +109,7 @@ class Bench:
         """Add a row, print it, and write the file; its CPU time is that of the last `cpu` where not given."""
         spent = round(self._cpu if cpu_seconds is None else cpu_seconds, 2)
         row = Row(name, float(value), unit, peer, bar, at_least, spent, now(), git_revision() or "")
+        self.rows = [other for other in self.rows if other.name != name]
         self.rows.append(row)
         verdict = {True: "holds", False: "FAILS", None: ""}[row.holds]
         sign = ">=" if at_least else "<="

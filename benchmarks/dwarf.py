@@ -195,10 +195,11 @@ def models(bench: Bench, jobs: int) -> None:
             bench.row(f"{head}|dM|/M within R_half", _off([one], "mass_half"), **cpu)
         cpu = {"cpu_seconds": _cpu(found)}
         head = f"12 models, {stars:,} stars: "
-        bench.row(f"{head}mean part of radii inside the 95 % band", np.mean([_held([one]) for one in found]),
-                  bar=0.9, at_least=True, **cpu)  # fmt: skip
-        bench.row(f"{head}median |dM|/M within R_half", np.median([_off([one], "mass_half") for one in found]),
-                  bar=0.1 if stars == 1000 else 0.05, **cpu)  # fmt: skip
+        held = np.mean([_held([one]) for one in found])
+        bench.row(f"{head}mean part of radii inside the 95 % band", held, bar=0.9, at_least=True, **cpu)
+        middle = np.median([_off([one], "mass_half") for one in found])
+        bar = 0.1 if stars == 1000 else 0.05
+        bench.row(f"{head}median |dM|/M within R_half", middle, bar=bar, **cpu)
 
 
 def _range(model: str) -> float:
@@ -317,16 +318,16 @@ def real(bench: Bench, jobs: int) -> None:
         bench.row(
             f"{result.title}: rho_DM(150 pc){spread}", rho.value / 1e7, "1e7 Msun/kpc3", peer=peer, **own
         )
-        inside = [v.value - 2 * v.minus <= rho.quantiles[4] / 1e7 and v.value + 2 * v.plus >= rho.quantiles[0] / 1e7
-                  for v in shown]  # fmt: skip
-        bench.row(f"{result.title}: published rho(150 pc) that overlap within 95 %", sum(inside), f"of {len(inside)}",
-                  bar=1, at_least=True, **own)  # fmt: skip
+        low, high = rho.quantiles[0] / 1e7, rho.quantiles[4] / 1e7
+        inside = [v.value - 2 * v.minus <= high and v.value + 2 * v.plus >= low for v in shown]
+        head = f"{result.title}: published rho(150 pc) that overlap within 95 %"
+        bench.row(head, sum(inside), f"of {len(inside)}", bar=1, at_least=True, **own)
         mass = result.quantity("mass_half")
         walker, wolf = result.estimators
         peer = f"Walker {walker['mass']:.3g} (this fit there {walker['posterior'][2]:.3g}), "
         peer += f"Wolf {wolf['mass']:.3g} (this fit there {wolf['posterior'][2]:.3g})"
-        bench.row(f"{result.title}: M(<R_half = {result.quantity('half_light_radius').value:.3f} kpc)",
-                  mass.value, "Msun", peer=peer, **own)  # fmt: skip
+        half = result.quantity("half_light_radius").value
+        bench.row(f"{result.title}: M(<R_half = {half:.3f} kpc)", mass.value, "Msun", peer=peer, **own)
 
 
 def forms(bench: Bench, jobs: int) -> None:
@@ -385,9 +386,7 @@ def main() -> None:
             path.unlink()
     measure(bench, options.only, options.jobs)
     failed = [row.name for row in bench.rows if row.holds is False]
-    print(
-        f"{len(bench.rows)} rows, {len(failed)} bars do not hold; written to benchmarks/results/{bench.path.name}"
-    )
+    print(f"{len(bench.rows)} rows, {len(failed)} bars do not hold; written to {bench.path}")
     sys.exit(1 if failed else 0)
 
 

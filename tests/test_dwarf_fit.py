@@ -63,7 +63,7 @@ def test_the_products_of_a_mock(fitted: tuple[Any, Path]) -> None:
 def test_the_run_directory(fitted: tuple[Any, Path]) -> None:
     from astropy.table import QTable, Table
 
-    result, folder = fitted
+    _, folder = fitted
     for name in ("config.toml", "provenance.json", "report.html", "members/000/posterior.safetensors"):
         assert (folder / name).is_file()
     profiles = QTable.read(folder / "results/profiles.ecsv")
@@ -83,10 +83,8 @@ def test_the_run_directory(fitted: tuple[Any, Path]) -> None:
     assert summary["provenance"]["config_hash"]
     posterior = load_posterior(folder / "members/000")
     assert len(posterior) == 200
-    assert (
-        load_dwarf_config(folder / "config.toml").hash
-        == DwarfConfig.model_validate(load_dwarf_config(folder / "config.toml").model_dump()).hash
-    )
+    stamp = (folder / "config_hash").read_text().strip()
+    assert load_dwarf_config(folder / "config.toml").hash == stamp
 
 
 def test_the_page_is_whole_and_self_contained(fitted: tuple[Any, Path]) -> None:
@@ -94,8 +92,8 @@ def test_the_page_is_whole_and_self_contained(fitted: tuple[Any, Path]) -> None:
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 6
     assert result.summary["sentence"].split(":")[0] in page
-    for forbidden in ("http://", "src=", "<script", "{{", "nan"):
-        assert forbidden not in page.replace("http://www.w3.org", "").replace("finance", "")
+    for forbidden in ("http://", "src=", "<script", "{{", ">nan", "nan<"):
+        assert forbidden not in page.replace("http://www.w3.org", "")
     assert sorted(p.stem for p in (folder / "figures").glob("*.svg")) == sorted(
         ["density", "mass", "slope", "dispersion", "light", "anisotropy"]
     )

@@ -198,7 +198,7 @@ def test_duplicates_across_files_change_nothing_but_the_account(copy, tmp_path, 
 
 def test_storage_that_stumbles_is_asked_again(folder, tmp_path, undisturbed, monkeypatch):
     monkeypatch.setattr(workers_module, "PAUSE_SECONDS", 0.001)
-    original, failures = workers_module.open_source, []
+    original, failures = workers_module.open_unit, []
 
     def stumbling(unit, *arguments):
         if len(failures) < 3:
@@ -206,7 +206,7 @@ def test_storage_that_stumbles_is_asked_again(folder, tmp_path, undisturbed, mon
             raise GalrayError(f"{unit.path}: cannot be read") from OSError(5, "Input/output error")
         return original(unit, *arguments)
 
-    monkeypatch.setattr(workers_module, "open_source", stumbling)
+    monkeypatch.setattr(workers_module, "open_unit", stumbling)
     store = ingest(configured(folder), tmp_path / "store")
     assert len({unit.path for unit in failures}) == 1
     assert checksums(store) == checksums(undisturbed)
@@ -220,7 +220,7 @@ def test_storage_that_stays_away_is_given_up(folder, tmp_path, monkeypatch):
         asked.append(unit.path)
         raise GalrayError(f"{unit.path}: timed out") from TimeoutError("timed out")
 
-    monkeypatch.setattr(workers_module, "open_source", gone)
+    monkeypatch.setattr(workers_module, "open_unit", gone)
     with pytest.raises(GalrayError, match="timed out"):
         ingest(configured(folder), tmp_path / "store")
     assert len(asked) == workers_module.ATTEMPTS * len(set(asked))

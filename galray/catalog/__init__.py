@@ -10,31 +10,49 @@ from galray.catalog.astrometry import (
     jacobian,
     state_expressions,
 )
+from galray.catalog.distances import EdsdPosterior, EdsdSettings, JoinedDistanceSettings
 from galray.catalog.ingest import ingest, plan
 from galray.catalog.inputs import InputUnit, input_units
 from galray.catalog.inspection import inspect
+from galray.catalog.joins import JoinSettings, JoinTable
+from galray.catalog.masks import MaskSettings
 from galray.catalog.quality import parse_cuts
+from galray.catalog.radial_velocities import RadialVelocitySettings, SurveySettings
 from galray.catalog.readers import Source, open_source
 from galray.catalog.rvs_selection import RVSelection, RVSelectionSettings
 from galray.catalog.settings import BallSettings, CatalogSettings, FrameSettings, StatesSettings
 from galray.catalog.shards import BallRegion, Draw, ShardStore
 from galray.catalog.summary import StoreSummary, summarize
+from galray.catalog.tracers import TRACERS, CompletenessSettings, ExtinctionSettings, TracerSettings
 from galray.catalog.verification import Verification, verify
 from galray.catalog.writers import write_gaia_source
+from galray.catalog.zero_point import parallax_zero_point, zero_point_expression
 
 __all__ = [
+    "TRACERS",
     "BallRegion",
     "BallSettings",
     "CatalogSettings",
+    "CompletenessSettings",
     "Draw",
+    "EdsdPosterior",
+    "EdsdSettings",
+    "ExtinctionSettings",
     "FrameSettings",
     "InputUnit",
+    "JoinSettings",
+    "JoinTable",
+    "JoinedDistanceSettings",
+    "MaskSettings",
     "RVSelection",
     "RVSelectionSettings",
+    "RadialVelocitySettings",
     "ShardStore",
     "Source",
     "StatesSettings",
     "StoreSummary",
+    "SurveySettings",
+    "TracerSettings",
     "Verification",
     "add_states",
     "draw_observables",
@@ -45,10 +63,12 @@ __all__ = [
     "inspect",
     "jacobian",
     "open_source",
+    "parallax_zero_point",
     "parse_cuts",
     "plan",
     "state_expressions",
     "summarize",
     "verify",
     "write_gaia_source",
+    "zero_point_expression",
 ]

@@ -28,7 +28,9 @@ _BLOCK = 8192
 _MAS = math.pi / 180 / 3.6e6  # rad
 
 
-def state_expressions(frame: GalacticFrame, zero_point: float = 0.0) -> list[pl.Expr]:
+def state_expressions(
+    frame: GalacticFrame, zero_point: float | pl.Expr = 0.0, distance: pl.Expr | None = None
+) -> list[pl.Expr]:
     """The 6D state as Polars expressions over Gaia's columns.
 
     With d = 1 / (ϖ − ϖ₀), the ICRS unit vectors r̂, α̂, δ̂ at the star and the rotation B = H A of
@@ -41,14 +43,16 @@ def state_expressions(frame: GalacticFrame, zero_point: float = 0.0) -> list[pl.
 
     Arguments:
         frame: The frame's numbers.
-        zero_point: Parallax zero point ϖ₀ in mas.
+        zero_point: Parallax zero point ϖ₀ in mas: one number, or each star's.
+        distance: d in kpc, where it is not the inverse of the parallax.
 
     Returns:
         Expressions named x, y, z (kpc), vx, vy, vz (km/s), float64.
     """
     ra, dec = pl.col("ra").cast(pl.Float64).radians(), pl.col("dec").cast(pl.Float64).radians()
     ca, sa, cd, sd = ra.cos(), ra.sin(), dec.cos(), dec.sin()
-    distance = 1.0 / (pl.col("parallax").cast(pl.Float64) - zero_point)
+    if distance is None:
+        distance = 1.0 / (pl.col("parallax").cast(pl.Float64) - zero_point)
     rv = pl.col("radial_velocity").cast(pl.Float64)
     v_ra = K_PROPER_MOTION * distance * pl.col("pmra").cast(pl.Float64)
     v_dec = K_PROPER_MOTION * distance * pl.col("pmdec").cast(pl.Float64)
@@ -127,14 +131,14 @@ def _sine_cosine(degrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 2.0 * half * inverse, (1.0 - square) * inverse
 
 
-def galactocentric(observables: Any, frame: GalacticFrame, zero_point: float = 0.0) -> Any:
+def galactocentric(observables: Any, frame: GalacticFrame, zero_point: Any = 0.0) -> Any:
     """The same transformation for arrays.
 
     Arguments:
         observables: (*, 6) numpy array or torch tensor in the order of `OBSERVABLES`: ra, dec in deg,
             parallax in mas, proper motions in mas/yr, radial velocity in km/s.
         frame: The frame's numbers.
-        zero_point: Parallax zero point in mas.
+        zero_point: Parallax zero point in mas, one or each star's (*,).
 
     Returns:
         (*, 6) states of the same kind, kpc and km/s.
@@ -175,13 +179,15 @@ def _rotation_and_offset(frame: GalacticFrame) -> tuple[list[list[float]], list[
     return frame.icrs_to_galactocentric(), [-row[0] * frame.sun_galcen_distance_kpc for row in tilt]
 
 
-def jacobian(observables: np.ndarray, frame: GalacticFrame, zero_point: float = 0.0) -> np.ndarray:
+def jacobian(
+    observables: np.ndarray, frame: GalacticFrame, zero_point: float | np.ndarray = 0.0
+) -> np.ndarray:
     """Derivatives of the state by the observables.
 
     Arguments:
         observables: (n, 6), as in `galactocentric`.
         frame: The frame's numbers.
-        zero_point: Parallax zero point in mas.
+        zero_point: Parallax zero point in mas, one or (n,).
 
     Returns:
         (n, 6, 6): rows x, y, z, vx, vy, vz; columns (α*, δ) in mas on the sky, parallax, μ_α*, μ_δ, v_r, so
@@ -236,57 +242,92 @@ def galactocentric_covariance(
     errors: np.ndarray,
     correlations: np.ndarray,
     frame: GalacticFrame,
-    zero_point: float = 0.0,
+    zero_point: float | np.ndarray = 0.0,
+    distance: np.ndarray | None = None,
+    distance_error: np.ndarray | None = None,
 ) -> np.ndarray:
     """Covariance of the 6D states to first order, J C Jᵀ.
+
+    With a distance d ± σ_d of another kind the parallax that it stands for, 1/d ± s with s = σ_d / d², takes
+    the measured one's place, and what the measured one's error shares with the others goes with it:
+    C' = C + g gᵀ (s² − σ_ϖ²), g = C_·ϖ / σ_ϖ².
 
     Arguments:
         observables: (n, 6), as in `galactocentric`.
         errors: (n, 6) standard errors: mas, mas, mas, mas/yr, mas/yr, km/s.
         correlations: (n, 10) in the order of `CORRELATIONS`.
         frame: The frame's numbers.
-        zero_point: Parallax zero point in mas.
+        zero_point: Parallax zero point in mas, one or (n,).
+        distance: (n,) in kpc, where it is not the inverse of the parallax.
+        distance_error: (n,) in kpc.
 
     Returns:
-        (n, 6, 6) in kpc², kpc km/s, (km/s)².
+        (n, 6, 6) in kpc², kpc km/s and (km/s)².
     """
     covariance = np.zeros((len(observables), 6, 6))
     covariance[:, :5, :5] = correlation_matrices(correlations)
     covariance[:, 5, 5] = 1.0
+    if distance is not None:
+        assert distance_error is not None
+        # In units of the errors g is the column of correlations, and s counts in σ_ϖ.
+        sigma = np.where(errors[:, 2] > 0, errors[:, 2], 1.0)
+        shared = covariance[:, :, 2].copy()
+        ratio = (distance_error / distance**2 / sigma) ** 2 - (errors[:, 2] > 0)
+        covariance += shared[:, :, None] * shared[:, None, :] * ratio[:, None, None]
+        errors = errors.copy()
+        errors[:, 2] = sigma
+        observables = observables.copy()
+        observables[:, 2] = 1 / distance + zero_point
     covariance *= errors[:, :, None] * errors[:, None, :]
     derivative = jacobian(observables, frame, zero_point)
-    return derivative @ covariance @ derivative.transpose(0, 2, 1)
+    return np.asarray(derivative @ covariance @ derivative.transpose(0, 2, 1))
 
 
 def draw_observables(
-    observables: np.ndarray, errors: np.ndarray, correlations: np.ndarray, generator: np.random.Generator
+    observables: np.ndarray,
+    errors: np.ndarray,
+    correlations: np.ndarray,
+    generator: np.random.Generator,
+    parallax: np.ndarray | None = None,
 ) -> np.ndarray:
     """One draw of every star's observables from its errors, with all correlations of the astrometry.
 
     The draw is y' = y + S L ξ, with S the standard errors, L Lᵀ the 5×5 correlation matrix (radial velocity
     apart, uncorrelated) and ξ standard normal. Rounded correlations that are not quite positive definite
-    have their negative pivots set to zero.
+    have their negative pivots set to zero. Where the parallax has been drawn already, as from a distance's
+    posterior, the others are drawn from their distribution given that parallax.
 
     Arguments:
         observables: (n, 6), as in `galactocentric`.
         errors: (n, 6) standard errors; an error of zero leaves the observable as it is.
         correlations: (n, 10) in the order of `CORRELATIONS`; NaN counts as none.
         generator: The random stream.
+        parallax: (n,) drawn parallaxes in mas, with the zero point in them as the measured ones have.
 
     Returns:
         (n, 6). Parallaxes may be negative: what to do with them is the caller's rule.
     """
     normal = generator.standard_normal((len(observables), len(OBSERVABLES)))
-    factor = _cholesky(correlation_matrices(correlations))
     size = len(ASTROMETRY)
-    normal[:, :size] = np.einsum("nij,nj->ni", factor, normal[:, :size])
+    # The parallax comes first where it is given: the others' factors then follow from it.
+    order = list(range(size)) if parallax is None else [2, 0, 1, 3, 4]
+    matrices = correlation_matrices(correlations)[:, order][:, :, order]
+    first = normal[:, order]
+    if parallax is not None:
+        measured = errors[:, 2] > 0
+        first[:, 0] = np.where(measured, parallax - observables[:, 2], 0) / np.where(
+            measured, errors[:, 2], 1
+        )
+    normal[:, order] = np.einsum("nij,nj->ni", _cholesky(matrices), first)
     shift = normal * errors
     shift[:, :2] *= 1 / 3.6e6  # mas → deg
     # α* = α cos δ; at the very pole the right ascension does not matter.
     shift[:, 0] /= np.maximum(np.cos(np.radians(observables[:, 1])), 1e-9)
     drawn = observables + shift
     drawn[:, 0] %= 360.0
-    return drawn
+    if parallax is not None:
+        drawn[:, 2] = parallax
+    return np.asarray(drawn)
 
 
 def _cholesky(matrices: np.ndarray) -> np.ndarray:

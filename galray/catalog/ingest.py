@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from galray.catalog.crew import Crew
 from galray.catalog.inputs import input_units
 from galray.catalog.manifest import SIDE_FILES, STORE_FORMAT, describe_settings, finished_store, publish
+from galray.catalog.measures import auxiliary_files
 from galray.catalog.quarantine import LOST
 from galray.catalog.readers import open_unit
 from galray.catalog.selection import kind_of
@@ -84,11 +85,13 @@ def ingest(
             ingest works on it.
     """
     units = input_units(settings)
+    auxiliary = auxiliary_files(settings)
     target = Path(target).absolute()
     _prepare(target)
     with _locked(target):
         content = settings.model_dump(exclude={"files", "allow_bad"})
-        key = content_hash({"format": STORE_FORMAT, "seed": seed, "settings": content})
+        about = {"format": STORE_FORMAT, "seed": seed, "settings": content, "auxiliary": auxiliary}
+        key = content_hash(about)
         finished = finished_store(target, key, units, settings.allow_bad)
         if finished is not None:
             return finished
@@ -105,6 +108,7 @@ def ingest(
                 "notes": dict(stages.notes),
                 "selection": selection,
                 "settings_hash": key,
+                "auxiliary": auxiliary,
                 "seed": seed,
                 "inputs": stages.inputs,
                 "input_hash": content_hash([entry["sha256"] for entry in stages.inputs]),

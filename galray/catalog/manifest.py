@@ -41,6 +41,7 @@ def describe_settings(settings: CatalogSettings, kind: str) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "frame": settings.frame.build().as_dict(),
         "parallax_zero_point": settings.parallax_zero_point,
+        "distance": settings.distance,
         "ball": ball and {"center_kpc": list(settings.ball_center()), "radius_kpc": ball.radius_kpc},
         "cuts": {cut.name: cut.sql for cut in parse_cuts(settings.cuts)},
         "versions": library_versions(),

@@ -27,8 +27,23 @@ __all__ = [
 _BUILT_IN: dict[str, str] = {
     "ruwe": "ruwe < {}",
     "parallax_snr": "parallax_over_error > {}",
+    "fidelity": "fidelity_v2 > {}",
+    "rv_error": "radial_velocity_error < {}",
+    "visibility_periods": "visibility_periods_used >= {}",
+    "excess_noise_sig": "astrometric_excess_noise_sig <= {}",
+    "multi_peak": "ipd_frac_multi_peak <= {}",
+    "flux_excess": "ABS(phot_bp_rp_excess_factor - CASE "
+    "WHEN bp_rp < 0.5 THEN 1.154360 + 0.033772 * bp_rp + 0.032277 * bp_rp * bp_rp "
+    "WHEN bp_rp < 4.0 THEN 1.162004 + 0.011464 * bp_rp + 0.049255 * bp_rp * bp_rp "
+    "- 0.005879 * bp_rp * bp_rp * bp_rp "
+    "ELSE 1.057572 + 0.140537 * bp_rp END) "
+    "< {} * (0.0059898 + 8.817481e-12 * POW(phot_g_mean_mag, 7.618399))",
     "has_rv": "radial_velocity IS NOT NULL",
+    "single_star": "non_single_star = 0",
+    "not_duplicated": "NOT duplicated_source",
 }
+"""Cuts that take a number (the last three: ``true``). fidelity is Rybizki+ 2022's ``fidelity_v2``, joined;
+flux_excess is a number of standard deviations of Riello+ 2021's corrected BP/RP flux excess (eqs. 6, 18)."""
 
 DERIVED: dict[str, tuple[str, ...]] = {
     "parallax_over_error": ("parallax", "parallax_error"),
@@ -157,19 +172,25 @@ def derived_inputs(names: Sequence[str]) -> list[str]:
     return [source for name in names for source in DERIVED.get(name, ())]
 
 
-def add_derived(frame: pl.DataFrame, names: Sequence[str], zero_point: float) -> pl.DataFrame:
+def add_derived(
+    frame: pl.DataFrame, names: Sequence[str], zero_point: float | pl.Expr, distance: pl.Expr | None = None
+) -> pl.DataFrame:
     """Add or complete derived columns that are asked for and computable from those at hand.
 
-    A value that the file gives stays. Distances (kpc) and absolute magnitudes are from the inverse of the
-    zero-point corrected parallax, and missing where that is not positive; no extinction is subtracted.
+    A value that the file gives stays. Distances (kpc) and absolute magnitudes are from `distance` where it is
+    given, else from the inverse of the zero-point corrected parallax, and missing where that is not positive;
+    no extinction is subtracted.
     """
-    parallax = pl.col("parallax") - zero_point
-    positive = pl.when(parallax > 0).then(parallax)
-    modulus = 5 * (positive.log10() - 2)
+    if distance is None:
+        parallax = pl.col("parallax") - zero_point
+        positive = pl.when(parallax > 0).then(parallax)
+        modulus, distance = 5 * (positive.log10() - 2), 1.0 / positive
+    else:
+        modulus = -5 * (distance.log10() + 2)
     formulas: dict[str, pl.Expr] = {
         "parallax_over_error": pl.col("parallax") / pl.col("parallax_error"),
         "bp_rp": pl.col("phot_bp_mean_mag") - pl.col("phot_rp_mean_mag"),
-        "distance": 1.0 / positive,
+        "distance": distance,
         "absolute_g_mag": pl.col("phot_g_mean_mag") + modulus,
         "absolute_rvs_mag": pl.col("grvs_mag") + modulus,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -201,9 +202,9 @@ class RVSelection:
 
         f = (k + m f₀) / (n + m),    var f = f (1 − f) / (n + m + 1) + (m / (n + m))² var f₀,
 
-    where f₀ is the estimate of the next coarser cell: the sky cell one level up, and so on to the whole
-    sky, then without colour. The prior's weight m says how alike the children of a cell are; it comes from
-    the counts themselves, level by level and magnitude by magnitude, by moments: with
+    where f₀ is the estimate of the next coarser cell without this one's stars: the sky cell one level up,
+    and so on to the whole sky, then without colour. The prior's weight m says how alike the children of a
+    cell are; it comes from the counts themselves, level by level and magnitude by magnitude, by moments: with
     E (k − n f₀)² = n f₀ (1 − f₀) (1 + (n − 1) ρ), ρ = 1 / (m + 1). So cells with many stars speak for
     themselves and empty ones repeat their parent, with the spread of its children as error.
 
@@ -284,33 +285,60 @@ class RVSelection:
         # From the coarsest down: all the sky and all colours, all the sky by colour, sky cells by colour.
         sky = tuple(array.sum(0, keepdims=True) for array in levels[-1])
         stars, with_rv = (array.sum(2, keepdims=True) for array in sky)
-        value = (with_rv + 0.5) / (stars + 1.0)  # Jeffreys' prior where there is nothing coarser
-        variance = value * (1 - value) / (stars + 2.0)
+        # Jeffreys' prior where there is nothing coarser.
+        level = _Level(stars, with_rv, np.full(stars.shape, 0.5), np.full(stars.shape, 0.125), np.ones(1))
         for stars, with_rv in (sky, *reversed(levels)):
-            value, variance = _shrunk(stars, with_rv, value, variance)
+            level = level.children(stars, with_rv)
+        value, variance = _posterior(level.stars, level.with_rv, level.base, level.base_variance, level.prior)
         return value, np.sqrt(variance)
 
 
-def _shrunk(
-    stars: np.ndarray, with_rv: np.ndarray, value: np.ndarray, variance: np.ndarray
+@dataclass(frozen=True)
+class _Level:
+    """Counts of one level's cells, with the estimate from around them, its variance, and its weight."""
+
+    stars: np.ndarray
+    with_rv: np.ndarray
+    base: np.ndarray
+    base_variance: np.ndarray
+    prior: np.ndarray
+
+    def children(self, stars: np.ndarray, with_rv: np.ndarray) -> _Level:
+        """The next finer level.
+
+        A cell's base is its parent's estimate without the cell's own stars, which would count twice.
+        """
+        repeat = len(stars) // len(self.stars)
+
+        def handed_down(array: np.ndarray) -> np.ndarray:
+            whole = np.broadcast_to(array, self.stars.shape)
+            return np.broadcast_to(np.repeat(whole, repeat, 0), stars.shape)
+
+        total, total_with = handed_down(self.stars), handed_down(self.with_rv)
+        base, base_variance = _posterior(
+            total - stars,
+            total_with - with_rv,
+            handed_down(self.base),
+            handed_down(self.base_variance),
+            handed_down(self.prior),
+        )
+        # How far apart a parent's children are: the squared residuals beyond the binomial ones.
+        mean = total_with / np.maximum(total, 1)
+        bernoulli = mean * (1 - mean) * total / np.maximum(total - 1, 1) * (1 - stars / np.maximum(total, 1))
+        excess = (with_rv - stars * mean) ** 2 - stars * bernoulli
+        weight = np.maximum(stars - 1, 0) * stars * bernoulli
+        # By magnitude: near the survey's limit the sky is patchy, among bright stars not. Where few pairs of
+        # stars say it, all magnitudes do; where these are few, a tenth of a binomial's spread is assumed.
+        pooled = (excess.sum() + 20 * 0.01) / (weight.sum() + 20)
+        own = excess.sum((0, 2), keepdims=True) + 20 * pooled
+        rho = np.clip(own / (weight.sum((0, 2), keepdims=True) + 20), 1e-4, 0.5)
+        return _Level(stars, with_rv, base, base_variance, 1 / rho - 1)
+
+
+def _posterior(
+    stars: np.ndarray, with_rv: np.ndarray, base: np.ndarray, base_variance: np.ndarray, prior: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Beta-binomial estimate in the cells of one level, with that of the level above as prior."""
-    repeat = len(stars) // len(value)
-    parent = np.broadcast_to(np.repeat(value, repeat, 0), stars.shape)
-    parent_variance = np.broadcast_to(np.repeat(variance, repeat, 0), stars.shape)
-    # The parent's estimate has these stars in it, which makes them look more alike than they are.
-    total = stars.reshape(len(value), repeat, *stars.shape[1:]).sum(1)
-    if value.shape[2] != stars.shape[2]:
-        total = total.sum(2, keepdims=True)
-    total = np.broadcast_to(np.repeat(total, repeat, 0), stars.shape)
-    apart = 1 - stars / np.maximum(total, 1)
-    binomial = stars * parent * (1 - parent) * apart
-    # The excess is summed by magnitude: near the survey's limit the sky is patchy, among bright stars not.
-    excess = np.sum((with_rv - stars * parent) ** 2 - binomial, axis=(0, 2), keepdims=True)
-    weight = np.sum(np.maximum(stars - 1, 0) * binomial, axis=(0, 2), keepdims=True)
-    pooled = np.sum(excess) / max(float(np.sum(weight)), 1e-300)
-    rho = np.where(weight > 10, excess / np.maximum(weight, 1e-300), pooled)
-    prior = 1 / np.clip(rho, 1e-4, 0.5) - 1
-    estimate = (with_rv + prior * parent) / (stars + prior)
-    spread = estimate * (1 - estimate) / (stars + prior + 1)
-    return estimate, spread + (prior / (stars + prior)) ** 2 * parent_variance
+    """Mean and variance of the beta-binomial estimate round a base that is itself uncertain."""
+    value = (with_rv + prior * base) / (stars + prior)
+    variance = value * (1 - value) / (stars + prior + 1) + (prior / (stars + prior)) ** 2 * base_variance
+    return value, variance

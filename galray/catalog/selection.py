@@ -13,6 +13,7 @@ import polars as pl
 
 from galray.catalog.astrometry import add_states
 from galray.catalog.columns import ASTROMETRY, CORRELATIONS, ERRORS, OBSERVABLES, PHOTOMETRY, STATE
+from galray.catalog.measures import Measures
 from galray.catalog.quality import (
     DERIVED,
     Rule,
@@ -24,6 +25,7 @@ from galray.catalog.quality import (
     parse_cuts,
     remove_flagged,
 )
+from galray.catalog.radial_velocities import RV_SOURCE
 from galray.catalog.readers import SHORT_ROW, Source
 from galray.catalog.rvs_selection import RVTally
 from galray.catalog.settings import CatalogSettings
@@ -36,6 +38,10 @@ SHARD = "__shard"
 """Extra column of selected rows: the shard each goes to."""
 
 _HASH = "__hash"
+
+# Float32 keeps 7 digits: enough for errors and states, not for what states are computed from.
+_DOUBLE = {*OBSERVABLES, "parallax_zero_point", "distance", "distance_low", "distance_high"}
+_OTHER: dict[str, Any] = {"source_id": pl.Int64, RV_SOURCE: pl.String}
 
 
 def splitmix64(values: np.ndarray, salt: int = 0) -> np.ndarray:
@@ -80,7 +86,9 @@ class Selection:
 
     def _bind_gaia(self, asked: list[str]) -> None:
         names = self.source.names
-        needed = [*ASTROMETRY, *(["radial_velocity"] if self.settings.require_rv else [])]
+        self.measures = Measures(self.settings, self.source)
+        surveys = self.settings.radial_velocities.surveys
+        needed = [*ASTROMETRY, *(["radial_velocity"] if self.settings.require_rv and not surveys else [])]
         self.source.require(
             needed,
             "not a Gaia source table",
@@ -88,15 +96,25 @@ class Selection:
             "6D tables, or catalog.require_rv = false for a catalogue without radial velocities",
         )
         wanted = ["source_id", *OBSERVABLES, *ERRORS, *CORRELATIONS, *PHOTOMETRY, *asked]
-        wanted += derived_inputs([*PHOTOMETRY, *asked])
-        self.columns = [name for name in dict.fromkeys(wanted) if name in names]
+        asked = [*asked, *self.measures.derived]
+        wanted += [*derived_inputs([*PHOTOMETRY, *asked]), *self.measures.columns]
+        joined = self.measures.joined
+        self.columns = [name for name in dict.fromkeys(wanted) if name in names and name not in joined]
         self.tally = RVTally(self.settings.rv_selection)
-        self._check_asked({*self.columns, *STATE, *self._derived(self.columns, asked)})
+        have = {*self.columns, *joined, *self.measures.outputs}
+        self._check_asked({*have, *STATE, *self._derived([*have], asked)})
         self.outputs = ["source_id", *STATE, *OBSERVABLES, *ERRORS, *CORRELATIONS, *PHOTOMETRY]
+        self.outputs += self.measures.outputs
         self.asked = asked
 
     def _bind_states(self, asked: list[str]) -> None:
         given = self.settings.states.columns
+        for key in ("joins", "masks", "tracer", "completeness"):
+            if getattr(self.settings, key):
+                raise GalrayError(
+                    f"{self.source.path}: catalog.{key} needs Gaia's observables, and this is a 6D table",
+                    "leave it out, or select with catalog.cuts",
+                )
         self.source.require(
             given, "not a 6D table", "name its position and velocity columns in catalog.states.columns"
         )
@@ -160,12 +178,19 @@ class Selection:
         if "radial_velocity" not in batch.columns:
             batch = batch.with_columns(pl.lit(None, dtype=pl.Float64).alias("radial_velocity"))
         if rules:
-            batch, rules = apply_rules(batch, rules, self.account), []
+            batch = apply_rules(batch, rules, self.account)
+        batch = self.measures.join(batch)
         rules, shared = self._observable_rules(batch)
         flags = flag_rules(batch, rules)
         self._count_velocities(batch, [flags[i] for i in shared])
         batch = remove_flagged(batch, rules, flags, self.account)
-        batch = add_derived(batch, [*PHOTOMETRY, *self.asked], settings.parallax_zero_point)
+        batch, rules = self.measures.measure(batch, self.notes)
+        batch = apply_rules(batch, rules, self.account)
+        if settings.masks:
+            batch, rules = self.measures.masks(batch)
+            batch = apply_rules(batch, rules, self.account)
+        names = [*PHOTOMETRY, *self.asked]
+        batch = add_derived(batch, names, self.measures.zero_point, self.measures.distance)
         for cut in self.cuts:
             check_cut(cut, {**batch.schema, **dict.fromkeys(STATE, pl.Float64())}, self.source.path)
         if settings.require_rv:
@@ -212,8 +237,11 @@ class Selection:
             rv_error = pl.col("radial_velocity_error").is_between(0, float("inf"), closed="left")
             bad = pl.col("radial_velocity").is_not_null() & ~rv_error.fill_null(False)
             errors.append(Rule("rejected:bad_errors", bad))
-        too_far = pl.col("parallax") <= self.settings.parallax_zero_point
-        return [*rules, *errors, Rule("cut:parallax_not_positive", too_far)], shared
+        rules += errors
+        zero_point = self.settings.parallax_zero_point
+        if self.settings.distance == "inverse_parallax" and not isinstance(zero_point, str):
+            rules.append(Rule("cut:parallax_not_positive", pl.col("parallax") <= zero_point))
+        return rules, shared
 
     @staticmethod
     def _astrometry_rules(batch: pl.DataFrame) -> list[Rule]:
@@ -248,8 +276,10 @@ class Selection:
         late = [Rule(f"cut:{cut.name}", ~cut.expression) for cut in cuts if cut.on_state]
         batch = apply_rules(batch, early, self.account)
         if self.kind == "gaia":
+            batch = apply_rules(batch, self.measures.selections(batch, self.notes), self.account)
             frame = self.settings.frame.build()
-            batch = add_states(batch, frame, self.settings.parallax_zero_point)
+            measures = self.measures
+            batch = add_states(batch, frame, measures.zero_point, measures.distance)
         return apply_rules(batch, [*self._state_rules(rv), *late, *self._ball_rule()], self.account)
 
     @staticmethod
@@ -289,13 +319,15 @@ class Selection:
         # the datum stays as it is.
         state_type: Any = pl.Float32 if self.kind == "gaia" else pl.Float64
         outputs = [
-            n for n in self.outputs if fate == "kept" or n not in (*STATE[3:], *OBSERVABLES[5:], ERRORS[5])
+            n
+            for n in self.outputs
+            if fate == "kept" or n not in (*STATE[3:], *OBSERVABLES[5:], ERRORS[5], RV_SOURCE)
         ]
         expressions = []
         for name in outputs:
             value = pl.col(name) if name in batch.columns else pl.lit(None).alias(name)
-            kind: Any = pl.Float64 if name in OBSERVABLES else state_type if name in STATE else pl.Float32
-            expressions.append(value.cast(pl.Int64 if name == "source_id" else kind))
+            kind: Any = pl.Float64 if name in _DOUBLE else state_type if name in STATE else pl.Float32
+            expressions.append(value.cast(_OTHER.get(name, kind)))
         if self.settings.weight_column:
             expressions.append(pl.col(self.settings.weight_column).cast(pl.Float32).alias("weight"))
         expressions += [pl.col(n) for n in dict.fromkeys(self.settings.keep_columns) if n not in outputs]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from galray.catalog.columns import STATE, columns, releases
+from galray.catalog.distances import EdsdSettings, JoinedDistanceSettings
+from galray.catalog.joins import JoinSettings
+from galray.catalog.masks import MaskSettings
+from galray.catalog.radial_velocities import RadialVelocitySettings
 from galray.catalog.rvs_selection import RVSelectionSettings
 from galray.catalog.storage import StorageSettings
+from galray.catalog.tracers import CompletenessSettings, ExtinctionSettings, TracerSettings
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
 from galray.settings import Settings
@@ -236,18 +243,59 @@ class CatalogSettings(Settings):
         default_factory=FrameSettings,
         description="The Galactocentric frame.",
     )
-    parallax_zero_point: float = Field(
+    parallax_zero_point: float | Literal["lindegren2021"] = Field(
         default=0.0,
-        description="Constant zero point in mas, subtracted from every parallax (-0.017 … -0.04 in DR3).",
+        description="Zero point in mas, subtracted from every parallax (-0.017 … -0.04 in DR3), or "
+        "lindegren2021: each star's own, by magnitude, colour and ecliptic latitude.",
     )
-    distance: Literal["inverse_parallax"] = Field(
+    zero_point_outside: Literal["extrapolate", "cut"] = Field(
+        default="extrapolate",
+        description="Stars beyond the range of lindegren2021 (G 6 to 21; nu_eff 1.1 to 1.9, pseudo-colour "
+        "1.24 to 1.72): extrapolate takes the formula as it is, with G held at its ends, and counts them in "
+        "the manifest's notes.",
+    )
+    distance: Literal["inverse_parallax", "edsd", "joined"] = Field(
         default="inverse_parallax",
-        description="How distances are found.",
+        description="How distances are found: 1/parallax, a posterior under a prior of exponentially "
+        "decreasing space density (negative parallaxes too), or joined from another catalogue.",
+    )
+    edsd: EdsdSettings = Field(
+        default_factory=EdsdSettings,
+        description="The prior and estimate of distance = edsd.",
+    )
+    joined_distance: JoinedDistanceSettings | None = Field(
+        default=None,
+        description="The catalogue of distance = joined.",
+    )
+    joins: dict[str, JoinSettings] = Field(
+        default_factory=dict,
+        description="Columns of other catalogues, joined by source_id, by name of the catalogue.",
+    )
+    radial_velocities: RadialVelocitySettings = Field(
+        default_factory=RadialVelocitySettings,
+        description="Radial velocities of other surveys, joined by source_id.",
+    )
+    masks: dict[str, MaskSettings] = Field(
+        default_factory=dict,
+        description="Regions of the sky and lists of stars to leave out, by name.",
+    )
+    tracer: Literal["upper_rgb", "red_clump", "upper_main_sequence"] | TracerSettings | None = Field(
+        default=None,
+        description="Keep one population, by colour and absolute magnitude: a name or a window.",
+    )
+    extinction: ExtinctionSettings | None = Field(
+        default=None,
+        description="Columns of extinction that the tracer's colour and magnitude are corrected with.",
+    )
+    completeness: CompletenessSettings | None = Field(
+        default=None,
+        description="Keep only stars bright enough to be seen anywhere in the ball.",
     )
     cuts: dict[str, str | bool | float] = Field(
         default_factory=dict,
         description="Named cuts in order: an SQL condition that stars must meet ('parallax_over_error > 5'), "
-        "or a number for the built-in ones (ruwe, parallax_snr).",
+        "or the threshold of a built-in one: ruwe, parallax_snr, fidelity, rv_error, visibility_periods, "
+        "excess_noise_sig, multi_peak, flux_excess; has_rv, single_star, not_duplicated = true.",
     )
     ball: BallSettings | None = Field(
         default=None,
@@ -310,10 +358,36 @@ class CatalogSettings(Settings):
         from galray.catalog.quality import parse_cuts
 
         parse_cuts(self.cuts)
+        if self.parallax_zero_point == "lindegren2021" and self.release == "dr2":
+            raise ValueError("parallax_zero_point: lindegren2021 is for edr3 and dr3, not for dr2")
+        if self.distance == "joined" and self.joined_distance is None:
+            raise ValueError("distance = 'joined' needs a section joined_distance with a file")
+        if self.extinction is not None and self.tracer is None:
+            raise ValueError("extinction corrects the tracer's window: name a tracer too")
+        if self.completeness is not None and not (self.completeness.distance_max_kpc or self.ball):
+            raise ValueError("completeness needs a ball, or completeness.distance_max_kpc")
+        joined = [name for join in self.joins.values() for name in join.names.values()]
+        if twice := {name for name in joined if joined.count(name) > 1}:
+            raise ValueError(f"joins: two of them give a column '{min(twice)}'; rename one in its columns")
+        for kind in (self.joins, self.masks, self.radial_velocities.surveys):
+            for name in kind:
+                if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                    raise ValueError(
+                        f"'{name}': names of joins, masks and surveys are letters, digits, _ and -"
+                    )
         reserved = {*STATE, "source_id", "weight"} & set(self.keep_columns)
         if reserved:
             raise ValueError(f"keep_columns names {', '.join(sorted(reserved))}, which shards always hold")
         return self
+
+    def completeness_distance(self) -> float:
+        """The largest distance in kpc at which `completeness` asks a star to be seen."""
+        assert self.completeness is not None
+        if self.completeness.distance_max_kpc is not None:
+            return self.completeness.distance_max_kpc
+        assert self.ball is not None
+        sun = self.frame.build().sun_position
+        return self.ball.radius_kpc + math.dist(self.ball_center(), sun)
 
     def ball_center(self) -> Vector:
         """The ball's centre in kpc: as given, or the Sun's place in the frame."""

@@ -15,6 +15,7 @@ import polars as pl
 
 from galray.catalog.astrometry import draw_observables, galactocentric
 from galray.catalog.columns import CORRELATIONS, ERRORS, OBSERVABLES, STATE
+from galray.catalog.distances import EdsdPosterior, quantile_draws
 from galray.catalog.rvs_selection import RVSelection
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
@@ -25,6 +26,15 @@ __all__ = ["MANIFEST", "BallRegion", "Draw", "ShardStore", "store_hash"]
 
 MANIFEST = "manifest.json"
 """Written last: a folder without it is not a finished store."""
+
+# Columns beside observables and errors that a redraw uses where the shards have them.
+_DRAW_COLUMNS = (
+    "parallax_zero_point",
+    "distance",
+    "distance_low",
+    "distance_high",
+    "distance_prior_length",
+)
 
 
 @dataclass(frozen=True)
@@ -187,52 +197,88 @@ class ShardStore:
         return self.draw(seed, shards).states
 
     def draw(self, seed: int, shards: Iterable[int] | None = None) -> Draw:
-        """Redraw every star's observables from its errors with all correlations, and transform to 6D.
+        """Redraw the stars of several shards, or all; see `draw_errors`.
 
-        A draw without a distance (zero-point corrected parallax not positive) is kept out, and so is one
-        that leaves the store's ball; both are counted. Each shard has its own random stream, so that drawing
-        some shards gives the same stars as drawing all.
+        Each shard has its own random stream, so that drawing some shards gives the same stars as drawing all.
 
         Arguments:
             seed: Root of the random streams.
             shards: Numbers of the shards; all where not given.
 
         Raises:
-            GalrayError: The store holds no observables or no errors.
+            GalrayError: As `draw_errors`.
         """
+        states, index = [np.empty((0, 6))], [np.empty(0, dtype=np.int64)]
+        account = {"rows": 0, "kept": 0, "parallax_not_positive": 0, "outside_ball": 0}
+        self._require_observables()
+        for number in self._numbers(shards):
+            one = self.draw_errors(number, seed)
+            states.append(one.states)
+            index.append(account["rows"] + one.index)
+            for name, count in one.account.items():
+                account[name] += count
+        return Draw(np.concatenate(states), np.concatenate(index), account)
+
+    def draw_errors(self, shard: int, seed: int) -> Draw:
+        """Redraw every star of a shard from its errors with all correlations, and transform to 6D.
+
+        Observables are drawn round the measured ones. Where the distance is not the inverse of the parallax
+        it is drawn from its own posterior, and positions and proper motions from their errors given the
+        parallax that it stands for. A draw without a distance (zero-point corrected parallax not positive) is
+        kept out, and so is one that leaves the store's ball; both are counted.
+
+        Arguments:
+            shard: Its number.
+            seed: Root of the random streams.
+
+        Raises:
+            GalrayError: The store holds no observables or no errors, or there is no such shard.
+        """
+        self._require_observables()
+        (number,) = self._numbers([shard])
+        distance = self.manifest.get("distance", "inverse_parallax")
+        extra = [name for name in _DRAW_COLUMNS if name in self.columns]
+        table = self.table([*OBSERVABLES, *ERRORS, *CORRELATIONS, *extra], [number])
+        # Position errors may be absent: at microarcseconds they are nothing beside the rest. A joined
+        # distance does without the parallax's.
+        missing = (
+            table.select(ERRORS[3:] if distance == "joined" else ERRORS[2:]).null_count().row(0, named=True)
+        )
+        if any(missing.values()):
+            name = max(missing, key=lambda key: missing[key])
+            raise GalrayError(
+                f"{self.path}: '{name}' is missing for {missing[name]:,} stars of shard {number}: "
+                "their errors cannot be drawn",
+                "ingest files that have the error columns, or leave out error draws",
+            )
+        values = table.select(*OBSERVABLES, *ERRORS, *CORRELATIONS).cast(pl.Float64).fill_null(0.0).to_numpy()
+        per_star = "parallax_zero_point" in extra
+        constant = 0.0 if per_star else float(self.manifest["parallax_zero_point"])
+        zero_point = table["parallax_zero_point"].to_numpy() if per_star else np.full(len(values), constant)
+        generator = np.random.default_rng(seed_sequence(seed, "draw", number))
+        parallax = None
+        if distance != "inverse_parallax":
+            near = values[:, 2] - zero_point
+            parallax = zero_point + 1 / _drawn_distances(table, near, values[:, 8], distance, generator)
+        drawn = draw_observables(values[:, :6], values[:, 6:12], values[:, 12:], generator, parallax)
+        possible = drawn[:, 2] > zero_point
+        w = galactocentric(drawn[possible], self.frame, zero_point[possible])
+        inside = self._inside(w)
+        account = {
+            "rows": len(drawn),
+            "kept": int(inside.sum()),
+            "parallax_not_positive": int((~possible).sum()),
+            "outside_ball": int((~inside).sum()),
+        }
+        return Draw(w[inside], np.flatnonzero(possible)[inside], account)
+
+    def _require_observables(self) -> None:
         self._require_6d()
         if self.manifest["source"] != "gaia":
             raise GalrayError(
                 f"{self.path}: its stars come from 6D tables, which have no observables to redraw",
                 "leave out error draws for this catalogue",
             )
-        zero_point = float(self.manifest["parallax_zero_point"])
-        states, index = [np.empty((0, 6))], [np.empty(0, dtype=np.int64)]
-        account = {"rows": 0, "kept": 0, "parallax_not_positive": 0, "outside_ball": 0}
-        for number in self._numbers(shards):
-            table = self.table([*OBSERVABLES, *ERRORS, *CORRELATIONS], [number])
-            # Position errors may be absent: at microarcseconds they are nothing beside the rest.
-            needed = table.select(ERRORS[2:]).null_count().row(0)
-            if any(needed):
-                name = ERRORS[2:][int(np.argmax(needed))]
-                raise GalrayError(
-                    f"{self.path}: '{name}' is missing for {max(needed):,} stars of shard {number}: "
-                    "their errors cannot be drawn",
-                    "ingest files that have the error columns, or leave out error draws",
-                )
-            values = table.cast(pl.Float64).fill_null(0.0).to_numpy()
-            generator = np.random.default_rng(seed_sequence(seed, "draw", number))
-            drawn = draw_observables(values[:, :6], values[:, 6:12], values[:, 12:], generator)
-            possible = drawn[:, 2] > zero_point
-            w = galactocentric(drawn[possible], self.frame, zero_point)
-            inside = self._inside(w)
-            states.append(w[inside])
-            index.append(account["rows"] + np.flatnonzero(possible)[inside])
-            account["rows"] += len(drawn)
-            account["kept"] += int(inside.sum())
-            account["parallax_not_positive"] += int((~possible).sum())
-            account["outside_ball"] += int((~inside).sum())
-        return Draw(np.concatenate(states), np.concatenate(index), account)
 
     def verify(self) -> dict[str, int]:
         """Check every shard's existence, checksum and row count, and that the row account adds up.
@@ -284,6 +330,24 @@ class ShardStore:
             return finite
         offset = w[:, :3] - np.asarray(self.ball.center)
         return finite & (np.sum(offset**2, -1) < self.ball.inner_radius**2)
+
+
+def _drawn_distances(
+    table: pl.DataFrame, parallax: np.ndarray, error: np.ndarray, kind: str, generator: np.random.Generator
+) -> np.ndarray:
+    """Distances drawn from their posteriors: under the prior, or between a catalogue's quantiles."""
+    if kind == "joined":
+        median, low, high = (table[n].to_numpy() for n in ("distance", "distance_low", "distance_high"))
+        return quantile_draws(median, low, high, generator.standard_normal(len(table)))
+    length = table["distance_prior_length"].cast(pl.Float64).to_numpy()
+    uniform = generator.random(len(table))
+    parts = [
+        EdsdPosterior(parallax[i : i + 16384], error[i : i + 16384], length[i : i + 16384]).quantile(
+            uniform[i : i + 16384]
+        )
+        for i in range(0, len(table), 16384)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def store_hash(entries: Sequence[Mapping[str, Any]], frame: Mapping[str, Any]) -> str:

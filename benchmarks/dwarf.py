@@ -332,14 +332,14 @@ def real(bench: Bench, jobs: int) -> None:
 
 def forms(bench: Bench, jobs: int) -> None:
     """The flow's fast form beside its ODE form, one training step each."""
-    from benchmarks.dwarf_forms import measure_forms
+    from benchmarks._dwarf_flows import measure_forms
 
     measure_forms(bench)
 
 
 def sixd(bench: Bench, jobs: int) -> None:
     """Score and moments of 6D stars."""
-    from benchmarks.dwarf_forms import measure_sixd
+    from benchmarks._dwarf_flows import measure_sixd
 
     measure_sixd(bench)
 

@@ -33,6 +33,8 @@ Array = NDArray[np.float64]
 LEVELS = (0.025, 0.16, 0.5, 0.84, 0.975)
 """Quantiles of every product: the median with its 68 and 95 % bands."""
 
+_STAR_RADII = 80
+
 _LEAST_DARK = 1e-3
 """Where stars would outweigh all mass, the dark density is this part of the total."""
 
@@ -305,7 +307,7 @@ class Products:
     def _stars(self, halo: SampledHalo, r: Array) -> Array:
         if self.stellar_mass == 0:
             return np.zeros(())
-        n = np.asarray(halo.number_density(r))
+        n = _number_density(halo, r)
         rng = np.random.default_rng(self._seed)
         scatter = 10 ** (self.settings.stellar_mass_scatter * rng.standard_normal((len(n), 1)))
         return self.stellar_mass * scatter * n
@@ -369,6 +371,7 @@ class Products:
         angles = [(f"{angle:g}deg", f"{angle:g}°", angle) for angle in self.settings.angles]
         angles.append(("half_light", f"{half_angle:.2f}° (half light)", half_angle))
         note = self._truncation_words()
+        dark_of: dict[int, _Dark] = {}
         found = []
         for name, words, angle in angles:
             for symbol, unit, factor in (
@@ -377,7 +380,7 @@ class Products:
             ):
 
                 def value(h: SampledHalo, factor: Any = factor, angle: float = angle) -> Array:
-                    dark = _Dark(self, h)
+                    dark = dark_of.setdefault(id(h), _Dark(self, h))
                     limit = self.truncation(h)
                     return np.log10(factor(dark, self.distance, angle, limit))[:, None]
 
@@ -452,13 +455,25 @@ class Products:
 
 
 class _Dark:
-    """ρ_DM(r) of one posterior as a function of radius."""
+    """ρ_DM(r) of one posterior as a function of radius, which keeps its last values: angles share them."""
 
     def __init__(self, products: Products, halo: SampledHalo) -> None:
         self._products, self._halo = products, halo
+        self._last: tuple[Array, Array] | None = None
 
     def __call__(self, r: Array) -> Array:
-        return self._products.dark_density(self._halo, r)
+        if self._last is None or not np.array_equal(self._last[0], r):
+            self._last = (r, self._products.dark_density(self._halo, r))
+        return self._last[1]
+
+
+def _number_density(halo: SampledHalo, r: Array) -> Array:
+    """n(r), on many radii from fewer of them: samples at other distances need a matrix of their own each."""
+    if len(r) <= _STAR_RADII:
+        return np.asarray(halo.number_density(r))
+    coarse = np.geomspace(r[0], r[-1], _STAR_RADII)
+    logs = np.log(np.asarray(halo.number_density(coarse)))
+    return np.exp(np.stack([np.interp(np.log(r), np.log(coarse), row) for row in logs]))
 
 
 def _half_width(samples: Array) -> float:

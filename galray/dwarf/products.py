@@ -449,6 +449,13 @@ class Products:
         if hasattr(first, "prior"):
             prior = np.asarray(first.prior().slope(at))[:, 0]
         slope = self.dark_slope(self.halo, at)[:, 0]
+        rho = np.asarray(self.halo.density(at))
+        heavy = float(np.mean(self.dark_density(self.halo, at) <= 1.001 * _LEAST_DARK * rho))
+        if heavy > 0.01:
+            self.notes.append(
+                f"at {_length(self.settings.central_radius)} the stars alone would outweigh all mass in "
+                f"{100 * heavy:.0f} % of the samples: their mass-to-light ratio limits the dark density there"
+            )
         found = verdict(slope, self.settings, prior)
         levels = [float(level) for level in np.quantile(slope, LEVELS)]
         return found | {"slope": levels, "radius_kpc": self.settings.central_radius}

@@ -160,6 +160,7 @@ def measure(config: DwarfConfig, observation: Observation, outcomes: list[Member
     if config.mock is not None:
         truth = mock_truth(config.mock.model, products.r)
         quantities = [_with_truth(q, config, products.half_radius) for q in quantities]
+    cusp = products.core_or_cusp()
     notes = [*observation.notes, *products.notes]
     for outcome in outcomes:
         if not outcome.finished:
@@ -180,7 +181,7 @@ def measure(config: DwarfConfig, observation: Observation, outcomes: list[Member
         r=products.r,
         profiles=products.profiles(),
         estimators=products.estimators(),
-        cusp=products.core_or_cusp(),
+        cusp=cusp,
         comparison=comparison,
         dispersion=whole,
         rings=rings(observation),

@@ -346,6 +346,31 @@ def sixd(bench: Bench, jobs: int) -> None:
     measure_sixd(bench)
 
 
+class Resumable(Bench):
+    """A bench whose rows of earlier starts stand until they are measured again."""
+
+    merge = True
+    """Whether rows of other starts stand in the results; false measures all anew."""
+
+    def write(self) -> None:
+        """Write the rows measured so far, and those of starts at the same time."""
+        if self.merge:
+            self.keep()
+        super().write()
+
+    def keep(self) -> None:
+        """Take over the rows that the results' file holds and this start has not measured."""
+        if not self.path.is_file():
+            return
+        own = {row.name for row in self.rows}
+        for row in json.loads(self.path.read_text())["rows"]:
+            if row["name"] not in own:
+                values = {key: row[key] for key in Row.__dataclass_fields__}
+                self.rows.append(
+                    Row(**(values | {"value": math.nan if row["value"] is None else row["value"]}))
+                )
+
+
 GROUPS: dict[str, Callable[[Bench, int], None]] = {
     "given": given,
     "marginalised": marginalised,
@@ -374,15 +399,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure what was measured already")
     parser.add_argument("--jobs", type=int, default=1, help="fits at a time")
     options = parser.parse_args()
-    bench = Bench("dwarf", quick=options.quick)
-    if bench.path.is_file() and not options.again:
-        keys = Row.__dataclass_fields__
-        kept = [
-            {k: v for k, v in row.items() if k in keys} for row in json.loads(bench.path.read_text())["rows"]
-        ]
-        bench.rows = [
-            Row(**(row | {"value": math.nan if row["value"] is None else row["value"]})) for row in kept
-        ]
+    bench = Resumable("dwarf", quick=options.quick)
+    bench.merge = not options.again
     if options.again and PARTS.is_dir():
         for path in PARTS.glob("*.json"):
             path.unlink()

@@ -27,6 +27,7 @@ SMALL = [
     "fit.sampler.draws=50",
     "fit.sampler.samples=200",
     "products.num_radii=9",
+    "members.longer=0",
 ]
 """A sampler too short to converge, long enough to exercise the chain."""
 INSIDE = ["members.concurrent=0", "tracking.enabled=false"]
@@ -110,6 +111,28 @@ def test_a_second_call_does_nothing_again_and_another_configuration_is_refused(
     assert again.quantity("rho_dm_").quantiles == result.quantity("rho_dm_").quantiles
     with pytest.raises(GalrayError, match="belongs to another configuration"):
         fit_galaxy(small(folder.parent, "seed=5"))
+
+
+def test_chains_that_have_not_converged_are_made_longer(tmp_path: Path, monkeypatch: Any) -> None:
+    import galray.dwarf as dwarf
+    from galray.galaxies.members import design, fit_member, observe
+
+    lengths = []
+    true_fit = dwarf.fit_halo
+
+    def fit(tracers: Any, settings: Any, seed: int) -> Any:
+        lengths.append(settings.sampler.draws)
+        posterior = true_fit(tracers, settings, seed)
+        posterior.diagnostics["converged"] = len(lengths) == 2
+        return posterior
+
+    monkeypatch.setattr(dwarf, "fit_halo", fit)
+    config = small(tmp_path, "members.longer=3", "members.seeds=1")
+    spec = design(config, observe(config))[0]
+    context = {"configs": {config.name: config.model_dump(mode="json")}}
+    result = fit_member(spec.to_dict(), str(tmp_path), context)
+    assert lengths == [50, 150]
+    assert result["diagnostics"]["converged"]
 
 
 def jobs(folder: Path, output: Path, *more: str) -> tuple[list[Job], DwarfConfig]:

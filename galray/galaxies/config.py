@@ -129,6 +129,12 @@ class MemberSettings(Settings):
         description="Fit cored and cuspy haloes to parts of the stars and compare them on the others (about "
         "four fits more).",
     )
+    longer: int = Field(
+        default=1,
+        ge=0,
+        description="How often a fit whose chains have not converged is done again with three times as many "
+        "draws; what has not converged then is said in the report.",
+    )
     concurrent: int | None = Field(
         default=None, ge=0, description="Fits at the same time; 0: one by one in this process."
     )

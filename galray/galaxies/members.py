@@ -90,7 +90,8 @@ def design(config: DwarfConfig, observation: Observation, first: int = 0) -> lis
         observation: Its stars, whose contents are part of the members' identity.
         first: Index of the first member.
     """
-    common = content_hash([config.fit.model_dump(mode="json"), _digest(observation), config.data.perspective])
+    fit = [config.fit.model_dump(mode="json"), config.members.longer]
+    common = content_hash([*fit, _digest(observation), config.data.perspective])
     labels: list[tuple[str, int, int]] = [("", seed, 0) for seed in range(config.members.seeds)]
     labels += [("", 0, bootstrap) for bootstrap in range(1, config.members.bootstraps + 1)]
     labels += [(variant, 0, 0) for variant in variants(config.members)]
@@ -136,6 +137,11 @@ def fit_member(spec: dict[str, Any], folder: str, context: Mapping[str, Any]) ->
     if spec["bootstrap"]:
         observation = resample(observation, spec)
     posterior = fit_halo(observation.tracers(), settings, seed)
+    for _ in range(config.members.longer):
+        if posterior.diagnostics["converged"]:
+            break
+        settings = _longer(settings)
+        posterior = fit_halo(observation.tracers(), settings, seed)
     _save(posterior, Path(folder) / "posterior.safetensors")
     half = float(posterior.half_radius)
     return {
@@ -145,6 +151,13 @@ def fit_member(spec: dict[str, Any], folder: str, context: Mapping[str, Any]) ->
         "half_radius": half,
         "cpu_seconds": time.process_time() - begin,
     }
+
+
+def _longer(settings: HaloFitSettings) -> HaloFitSettings:
+    """The same fit with chains three times as long."""
+    sampler = settings.sampler
+    longer = sampler.model_copy(update={"warmup": 2 * sampler.warmup, "draws": 3 * sampler.draws})
+    return settings.model_copy(update={"sampler": longer})
 
 
 def resample(observation: Observation, spec: Mapping[str, Any]) -> Observation:

@@ -14,50 +14,85 @@ from galray.dwarf.settings import (
 )
 
 if TYPE_CHECKING:
+    from galray.dwarf.annihilation import d_factor, j_factor, tidal_radius
     from galray.dwarf.fit import HaloComparison, compare_haloes, fit_halo, heldout_log_likelihood
     from galray.dwarf.flow import OdeRadialFlow, RadialMap, SphereFlow
     from galray.dwarf.jeans import JeansSolver, inverse_jeans
     from galray.dwarf.jflow import FlowFit, fit_flow
+    from galray.dwarf.known import KnownDwarf, find_dwarf, known_dwarfs, published_haloes
+    from galray.dwarf.observation import Galaxy, Observation
     from galray.dwarf.posterior import HaloPosterior
+    from galray.dwarf.products import Products, ProductSettings, walker_mass, wolf_mass
+    from galray.dwarf.reading import DataSettings, read_observation
     from galray.dwarf.tracers import Tracers
 
 __all__ = [
     "AnisotropySettings",
+    "DataSettings",
     "FlowFit",
+    "Galaxy",
     "HaloComparison",
     "HaloFitSettings",
     "HaloPosterior",
     "HaloSettings",
     "JeansSolver",
+    "KnownDwarf",
     "LikelihoodSettings",
+    "Observation",
     "OdeRadialFlow",
+    "ProductSettings",
+    "Products",
     "RadialMap",
     "SamplerSettings",
     "SphereFlow",
     "TracerSettings",
     "Tracers",
     "compare_haloes",
+    "d_factor",
+    "find_dwarf",
     "fit_flow",
     "fit_halo",
     "heldout_log_likelihood",
     "inverse_jeans",
+    "j_factor",
+    "known_dwarfs",
+    "published_haloes",
+    "read_observation",
+    "tidal_radius",
+    "walker_mass",
+    "wolf_mass",
 ]
 
 # torch is imported with what needs it; a configuration needs the settings alone
 _HOMES = {
+    "DataSettings": "reading",
     "FlowFit": "jflow",
+    "Galaxy": "observation",
     "HaloComparison": "fit",
     "HaloPosterior": "posterior",
     "JeansSolver": "jeans",
+    "KnownDwarf": "known",
+    "Observation": "observation",
     "OdeRadialFlow": "flow",
+    "ProductSettings": "products",
+    "Products": "products",
     "RadialMap": "flow",
     "SphereFlow": "flow",
     "Tracers": "tracers",
     "compare_haloes": "fit",
+    "d_factor": "annihilation",
+    "find_dwarf": "known",
     "fit_flow": "jflow",
     "fit_halo": "fit",
     "heldout_log_likelihood": "fit",
     "inverse_jeans": "jeans",
+    "j_factor": "annihilation",
+    "known_dwarfs": "known",
+    "published_haloes": "known",
+    "read_observation": "reading",
+    "tidal_radius": "annihilation",
+    "walker_mass": "products",
+    "wolf_mass": "products",
 }
 
 

@@ -115,6 +115,9 @@ def test_mistakes_in_joins_are_named(catalogue, tmp_path, monkeypatch):
         run(key="id")
     with pytest.raises(GalrayError, match=r"joins\.ages: no such file"):
         run(file=str(tmp_path / "absent.parquet"))
+    catalogue.drop("source_id").write_parquet(tmp_path / "stars.parquet")
+    with pytest.raises(GalrayError, match="joins by source_id, which this file does not have"):
+        run()
     monkeypatch.setattr(joins_module, "HELD_ROWS", 100)
     other.sample(fraction=1.0, shuffle=True, seed=2).write_parquet(path, row_group_size=100)
     with pytest.raises(GalrayError, match="not sorted by source_id"):

@@ -90,6 +90,13 @@ class Measures:
     def __init__(self, settings: CatalogSettings, source: Source) -> None:
         self.settings = settings
         self.source = source
+        listed = any(mask.kind == "source_ids" for mask in settings.masks.values())
+        joining = [where for where, _ in _tables(settings)] + (["catalog.masks"] if listed else [])
+        if joining and "source_id" not in source.names:
+            raise GalrayError(
+                f"{source.path}: {joining[0]} joins by source_id, which this file does not have",
+                "map its column of Gaia's source_id with catalog.rename",
+            )
         self.joins = [
             join_table(f"catalog.joins.{name}", join.file, join.names, join.key)
             for name, join in settings.joins.items()

@@ -87,15 +87,14 @@ def _made_up(name: str, dtype: str, rows: int, rng: np.random.Generator, ids: pl
     return pl.Series(np.round(rng.lognormal(1.0, 1.0, rows), rng.integers(3, 7))).cast(pl.Float32)
 
 
-def bulk_file(folder: Path, rows: int, with_velocity: float) -> Path:
-    """One file in ESA's bulk form; made once."""
-    target = folder / f"bulk-{rows}-{with_velocity:g}"
+def bulk_files(folder: Path, rows: int, number: int, with_velocity: float) -> list[Path]:
+    """Files in ESA's bulk form of so many rows each; made once."""
+    target = folder / f"bulk-{rows}-{number}-{with_velocity:.3g}"
     if not target.is_dir():
         part = target.with_suffix(".part")
-        write_gaia_source(mock_table(rows, with_velocity), part, rows_per_file=rows)
+        write_gaia_source(mock_table(rows * number, with_velocity), part, rows_per_file=rows)
         part.rename(target)
-    (path,) = target.glob("*.csv.gz")
-    return path
+    return sorted(target.glob("*.csv.gz"))
 
 
 NARROW = ("source_id", *OBSERVABLES, *ERRORS, *CORRELATIONS, *PHOTOMETRY)

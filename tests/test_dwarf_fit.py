@@ -202,7 +202,9 @@ def test_members_run_as_trials_and_mlflow_holds_a_run_per_galaxy(tmp_path: Path,
     assert children["three"].info.status == "FAILED"
     assert "no such file" in children["three"].data.tags["galray.error"]
     one = next(result for result in fleet.results if result.name == "one")
-    assert children["one"].data.metrics["rho_dm_150pc.median"] == pytest.approx(one.quantity("rho_dm_").value)
+    assert children["one"].data.metrics["final.rho_dm_150pc.median"] == pytest.approx(
+        one.quantity("rho_dm_").value
+    )
     assert children["one"].data.params["mock.model"] == "PlumCoreOm"
     stored = {item.path for item in client.list_artifacts(children["one"].info.run_id)}
     assert {"report.html", "config.toml", "results"} <= stored

@@ -11,6 +11,7 @@ from galray.catalog.astrometry import (
     state_expressions,
 )
 from galray.catalog.distances import EdsdPosterior, EdsdSettings, JoinedDistanceSettings
+from galray.catalog.fetch import fetch
 from galray.catalog.ingest import ingest, plan
 from galray.catalog.inputs import InputUnit, input_units
 from galray.catalog.inspection import inspect
@@ -19,6 +20,7 @@ from galray.catalog.masks import MaskSettings
 from galray.catalog.quality import parse_cuts
 from galray.catalog.radial_velocities import RadialVelocitySettings, SurveySettings
 from galray.catalog.readers import Source, open_source
+from galray.catalog.regions import Region
 from galray.catalog.rvs_selection import RVSelection, RVSelectionSettings
 from galray.catalog.settings import BallSettings, CatalogSettings, FrameSettings, StatesSettings
 from galray.catalog.shards import BallRegion, Draw, ShardStore
@@ -47,6 +49,7 @@ __all__ = [
     "RVSelection",
     "RVSelectionSettings",
     "RadialVelocitySettings",
+    "Region",
     "ShardStore",
     "Source",
     "StatesSettings",
@@ -56,6 +59,7 @@ __all__ = [
     "Verification",
     "add_states",
     "draw_observables",
+    "fetch",
     "galactocentric",
     "galactocentric_covariance",
     "ingest",

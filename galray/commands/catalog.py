@@ -118,6 +118,83 @@ def summary(
         typer.echo(f"{len(written)} figures in {figures}", err=json)
 
 
+@app.command()
+def fetch(
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the files; catalog.files may name it.")
+    ] = None,
+    release: Annotated[str, typer.Option(help="Gaia release.")] = "dr3",
+    healpix: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL:PIX,…", help="Nested HEALPix pixels, such as 5:1234,2000-2003."),
+    ] = None,
+    cone: Annotated[
+        str | None, typer.Option(metavar="RA,DEC,RADIUS", help="A cone on the sky in deg (ICRS).")
+    ] = None,
+    files: Annotated[int | None, typer.Option(metavar="N", help="The first N files or tiles.")] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="URL|DIR", help="A mirror instead of ESA's server.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="An S3-compatible service other than Amazon's.")
+    ] = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Read an object store without credentials.")
+    ] = False,
+    workers: Annotated[int, typer.Option(metavar="N", help="Files at a time.")] = 4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print number of files and bytes only.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Fetch Gaia's catalogue, or a part of it; run it again to go on after a break.
+
+    Without --columns and --where these are ESA's bulk files, whole and checked against their MD5 (753 GB
+    for all of DR3).
+    """
+    from galray.catalog import Region, fetch
+    from galray.catalog.storage import StorageSettings
+    from galray.errors import GalrayError
+
+    if healpix is not None and cone is not None:
+        raise GalrayError("two regions are given", "use --healpix or --cone")
+    region = Region.from_healpix(healpix) if healpix is not None else None
+    region = Region.from_cone(cone) if cone is not None else region
+    storage = StorageSettings(endpoint=endpoint, skip_signature=anonymous)
+    found = fetch(
+        to,
+        release,
+        region=region,
+        files=files,
+        source=source,
+        storage=storage,
+        workers=workers,
+        dry_run=dry_run,
+        advance=None if json else _progress(),
+    )
+    if json:
+        _print_json(found)
+    else:
+        from galray.commands.catalog_text import fetched
+
+        typer.echo(fetched(found, to))
+
+
+def _progress() -> Any:
+    """Prints how far a fetch is: at most every ten seconds, and at its end."""
+    import time
+
+    begin = said = time.monotonic()
+
+    def advance(done: int, number: int, received: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= 10:
+            said = now
+            rate = received / 1e6 / max(now - begin, 1e-9)
+            typer.echo(f"  {done} of {number} files, {received / 1e9:.2f} GB, {rate:.1f} MB/s", err=True)
+
+    return advance
+
+
 def _stop_with(problems: Any) -> None:
     if problems:
         raise typer.Exit(1)

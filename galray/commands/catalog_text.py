@@ -13,7 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from galray.catalog import StoreSummary, Verification
 
-__all__ = ["inspection", "store_summary", "verification"]
+__all__ = ["fetched", "inspection", "store_summary", "verification"]
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _KINDS = {
@@ -24,6 +24,15 @@ _KINDS = {
     None: "unknown",
 }
 _FATES = {"rows_in": "rows read", "kept": "kept", "kept_no_rv": "kept without radial velocity"}
+
+
+def fetched(found: Mapping[str, Any], folder: object) -> str:
+    """The result of `galray.catalog.fetch`."""
+    size = "size unknown" if found["bytes"] is None else _size(found["bytes"])
+    text = f"{found['files']:,} file{'s' * (found['files'] != 1)}, {size}"
+    if "exact" in found:
+        return text + ("" if found["exact"] else " (estimated from some of them)")
+    return f"{text} in {folder}; {found['fetched']:,} fetched now ({_size(found['received'])} received)"
 
 
 def inspection(found: Mapping[str, Any]) -> Group:

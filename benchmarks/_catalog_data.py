@@ -101,6 +101,10 @@ NARROW = ("source_id", *OBSERVABLES, *ERRORS, *CORRELATIONS, *PHOTOMETRY)
 """What an ingest reads of each star."""
 
 
+BARE = ("source_id", *OBSERVABLES, *ERRORS)
+"""The states' observables with their errors."""
+
+
 def parquet_file(folder: Path, rows: int, columns: tuple[str, ...] = NARROW) -> Path:
     """Stars with velocity as one Parquet file, the mock repeated at jittered places with ids of their own."""
     target = folder / f"stars-{rows}-{len(columns)}.parquet"

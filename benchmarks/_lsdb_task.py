@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 
-def usage() -> float:
-    """CPU seconds of this process and of its children that have ended."""
-    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(u.ru_utime + u.ru_stime for u in both)
+def usage(client) -> float:
+    """CPU seconds of this process and of the workers so far."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return own.ru_utime + own.ru_stime + sum(client.run(time.process_time).values())
 
 
 def states(frame):
@@ -54,10 +54,10 @@ def main() -> None:
     from hats_import.pipeline import pipeline_with_client
 
     rows = pq.read_metadata(file).num_rows
-    begin, start = usage(), time.perf_counter()
     with Client(
         n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(folder)
     ) as client:
+        begin, start = usage(client), time.perf_counter()
         arguments = ImportArguments(
             output_artifact_name="stars",
             output_path=folder,

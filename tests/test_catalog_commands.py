@@ -217,7 +217,7 @@ def swap(store):
         (lambda s: flip(s.no_rv.shards[0]), ["no_rv/shard-00000.parquet: the checksum differs"]),
         (lambda s: shutil.rmtree(s.path / "no_rv"), ["no_rv: the stars without radial velocity are gone"]),
         (lambda s: manifest_of(s, num_rows=1), ["manifest.json: 1 stars"]),
-        (lambda s: manifest_of(s, account={**s.row_account, "rows_in": 7}), ["7 rows in"]),
+        (lambda s: manifest_of(s, account={**s.row_account, "rows_in": 7}), ["does not add up: 7 rows in"]),
         (swap, ["shard-00000.parquet: holds stars that belong to another", "shard-00001", "hash is not"]),
         (
             lambda s: [flip(s.shards[0]), s.shards[1].unlink()],
@@ -231,7 +231,7 @@ def test_verify_names_what_is_spoiled(command, store, spoil, words):
     assert code == 1
     assert err == ""
     for word in words:
-        assert word in out.replace("\n", ""), out
+        assert word in out, out
     assert command("inspect", store.path)[0] == 1
 
 

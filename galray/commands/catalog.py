@@ -211,7 +211,7 @@ def _print(*parts: Any) -> None:
 
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(*parts, sep="\n")
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(*parts, sep="\n", crop=False)
 
 
 def _print_account(store: Any) -> None:

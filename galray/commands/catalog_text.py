@@ -131,8 +131,13 @@ def _fate_table(account: Mapping[str, int]) -> Table:
 
 
 def _findings(problems: Iterable[str], notes: Iterable[str]) -> list[Text]:
-    lines = [Text.assemble(("problem: ", "bold red"), problem) for problem in problems]
-    return lines + [Text.assemble(("note: ", "yellow"), note) for note in notes]
+    lines = [_line(("problem: ", "bold red"), problem) for problem in problems]
+    return lines + [_line(("note: ", "yellow"), note) for note in notes]
+
+
+def _line(*parts: str | tuple[str, str]) -> Text:
+    """One line however long: paths in it can be searched for and copied."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ignore")
 
 
 def _pairs(title: str) -> Table:

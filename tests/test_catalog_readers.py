@@ -139,6 +139,23 @@ def test_rows_that_end_early_are_marked(bulk, tmp_path):
     assert inspect(path)["problems"] == ["1 row(s) end before the last column"]
 
 
+@pytest.mark.parametrize("number", [1, -2], ids=["first", "last"])
+def test_short_rows_at_either_end(bulk, tmp_path, number):
+    """Also where such a row is the first that a parser sees, or the file ends inside it."""
+
+    def change(lines, header):
+        place = header + number if number > 0 else len(lines) + number
+        lines[place] = lines[place][:300]
+        if number < 0:
+            del lines[place + 1 :]
+
+    whole = inspect(bulk)["rows"]
+    path = rewritten(bulk, tmp_path, change)
+    assert read(path, ["ra"])[SHORT_ROW].sum() == 1
+    found = inspect(path)
+    assert (found["rows"], found["problems"]) == (whole, ["1 row(s) end before the last column"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -112,6 +112,7 @@ class TextTable:
             schema=schema,
             null_values=nulls,
             comment_prefix="#" if commented else None,
+            missing_columns="insert",  # where the first row of a chunk ends too early
         )
 
     def _schema(self, chunk: bytes, wanted: Sequence[str], nulls: Any) -> pl.Schema:
@@ -163,7 +164,7 @@ class TextTable:
                 cells = self._parse(chunk, texts, None).select(str(place)).with_row_index()
                 number = row + 1 + cells.filter(pl.col(str(place)) == value).head(1).collect()["index"][0]
             return BadCell(number, self.header[place], value)
-        if "more fields" in str(error) or "ragged" in str(error):
+        if any(words in str(error) for words in ("more fields", "ragged", "n_extra")):
             lines = (
                 line for line in io.TextIOWrapper(io.BytesIO(chunk), "utf-8", "replace") if line[0] != "#"
             )

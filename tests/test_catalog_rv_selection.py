@@ -222,16 +222,17 @@ def test_mistakes_are_named():
         selection.fraction(pl.DataFrame({"phot_g_mean_mag": [1.0], "ra": [1.0], "dec": [1.0]}))
 
 
-def test_agrees_with_gaiaunlimited_where_that_is_installed():
-    """The published DR3 fraction has the shape that ours has: near one for bright stars, nought for faint."""
-    unlimited = pytest.importorskip("gaiaunlimited", reason="gaiaunlimited is not installed")
-    from astropy import units as u
-    from astropy.coordinates import SkyCoord
-
-    published = unlimited.DR3RVSSelectionFunction()
-    place = SkyCoord(100 * u.deg, 20 * u.deg)
-    bright, faint = (
-        float(published.query(place, g=np.array([g]), c=np.array([0.6]))[0]) for g in (9.0, 16.0)
-    )
-    assert bright > 0.7
-    assert faint < 0.1
+def test_comparison_tells_the_true_selection_from_a_wrong_one(counted):
+    table, selection = counted
+    columns = [table[name].to_numpy() for name in ("phot_g_mean_mag", "bp_rp", "ra", "dec")]
+    right = selection.compare(table, known_fraction(*columns))
+    assert right["cells"] > 200
+    assert abs(right["mean_difference"]) < 4 * right["mean_difference_error"]
+    assert right["reduced_chi2"] < 1.5
+    wrong = selection.compare(table, known_fraction(columns[0] + 0.6, *columns[1:]))
+    assert wrong["mean_difference"] < -0.02
+    assert wrong["reduced_chi2"] > 3
+    with pytest.raises(GalrayError, match="one fraction for each star"):
+        selection.compare(table, [0.5])
+    with pytest.raises(GalrayError, match="outside 0 … 1"):
+        selection.compare(table, np.full(table.height, 1.5))

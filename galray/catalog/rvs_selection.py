@@ -274,6 +274,50 @@ class RVSelection:
         value, error = self.estimate
         return value.reshape(-1)[cell], error.reshape(-1)[cell]
 
+    def compare(self, stars: pl.DataFrame, published: Any) -> dict[str, float]:
+        """Compare with another selection function, cell by cell.
+
+        For GaiaUnlimited's (Castro-Ginard et al. 2023, arXiv 2303.17738), which asks for G − G_RP and fetches
+        its counts when first used::
+
+            from gaiaunlimited.selectionfunctions import DR3RVSSelectionFunction
+            published = DR3RVSSelectionFunction().query(SkyCoord(ra, dec, unit="deg"), g=g, c=g - g_rp)
+            store.rv_selection.compare(table, published)
+
+        Arguments:
+            stars: Stars at which both are asked, as for `fraction`.
+            published: The other's fraction at these stars, shape (n,).
+
+        Returns:
+            ``cells`` compared; ``mean_difference``, published minus own weighted by stars, and its
+            ``mean_difference_error``; ``reduced_chi2`` of the cells' differences under own errors.
+
+        Raises:
+            GalrayError: The numbers of stars differ, a fraction lies outside 0 … 1, or none is given.
+        """
+        value, error = self.fraction(stars)
+        other = np.asarray(published, dtype=float)
+        if other.shape != value.shape or not len(other):
+            raise GalrayError(
+                f"{other.shape} published fractions for {len(value)} stars", "give one fraction for each star"
+            )
+        if not bool(((other >= 0) & (other <= 1)).all()):
+            raise GalrayError(
+                "a published fraction lies outside 0 … 1", "leave out stars that it does not cover"
+            )
+        columns = [_floats(stars, name) for name in ("phot_g_mean_mag", "bp_rp", "ra", "dec")]
+        _, first, cell, count = np.unique(
+            self.settings.cells(*columns), return_index=True, return_inverse=True, return_counts=True
+        )
+        difference = np.bincount(cell, other) / count - value[first]
+        weight = count / count.sum()
+        return {
+            "cells": float(len(count)),
+            "mean_difference": float(weight @ difference),
+            "mean_difference_error": float(np.sqrt(weight**2 @ error[first] ** 2)),
+            "reduced_chi2": float(np.mean((difference / error[first]) ** 2)),
+        }
+
     @cached_property
     def estimate(self) -> tuple[np.ndarray, np.ndarray]:
         """Fraction and standard error in every cell, each of the settings' `shape`."""

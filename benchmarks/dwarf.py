@@ -299,7 +299,7 @@ def real(bench: Bench, jobs: int) -> None:
     name = "dwarf-real-quick" if bench.quick else "dwarf-real"
     base = validate_settings(DwarfConfig, {"name": name}, options)
     found, _ = find_jobs(data, options)
-    fleet = fit_galaxies(found, base, Console(interval=30.0))
+    fleet = fit_galaxies(found, base, Console(interval=30.0), overwrite=True)
     cpu = {"cpu_seconds": sum(result.cpu_seconds for result in fleet.results)}
     # members of an earlier start are not fitted again: what they took then, two at a time
     wall = sum(o.seconds for outcome in fleet.outcomes for o in outcome.members) / 2

@@ -12,6 +12,7 @@ from galray.catalog.astrometry import (
 )
 from galray.catalog.distances import EdsdPosterior, EdsdSettings, JoinedDistanceSettings
 from galray.catalog.fetch import fetch
+from galray.catalog.fetch_tiles import TileQuery, archive_query
 from galray.catalog.ingest import ingest, plan
 from galray.catalog.inputs import InputUnit, input_units
 from galray.catalog.inspection import inspect
@@ -55,9 +56,11 @@ __all__ = [
     "StatesSettings",
     "StoreSummary",
     "SurveySettings",
+    "TileQuery",
     "TracerSettings",
     "Verification",
     "add_states",
+    "archive_query",
     "draw_observables",
     "fetch",
     "galactocentric",

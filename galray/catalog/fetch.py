@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from galray.catalog.download import Patience, unwritable
 from galray.catalog.fetch_bulk import choose, fetch_files, list_files, total_bytes
+from galray.catalog.fetch_state import Advance
+from galray.catalog.fetch_tiles import HATS, TileQuery, estimate, fetch_tiles, prune
+from galray.catalog.hats import HatsCatalog, open_hats
 from galray.catalog.regions import Region
-from galray.catalog.storage import StorageSettings
+from galray.catalog.storage import Storage, StorageSettings, is_url
 from galray.errors import GalrayError
 
 __all__ = ["fetch"]
@@ -32,13 +35,16 @@ def fetch(
     workers: int = 4,
     dry_run: bool = False,
     patience: Patience | None = None,
-    advance: Callable[[int, int, int], None] | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Fetch a part of Gaia's ``gaia_source`` into a folder that ``catalog.files`` can name.
 
     Without `columns` and `where` these are ESA's bulk files, whole, each checked against its MD5. With them,
     or with a `source` that is a HATS catalogue, they are its tiles with those columns and rows alone, as
     Parquet. Either way a second call goes on where an earlier one ended.
+
+    A tile's columns cross the network whole, whatever share of their rows is wanted: a dry run tells their
+    bytes. Where that is too much, `galray.catalog.archive_query` is the same question to the Gaia archive.
 
     Arguments:
         to: The folder; may be None with `dry_run`.
@@ -55,8 +61,8 @@ def fetch(
         advance: Told files done, files to do and bytes received so far.
 
     Returns:
-        Plain values: ``what`` (bulk or tiles), ``files, bytes`` and more by kind; of a dry run ``exact``
-        says whether the bytes are the server's own sum or an estimate.
+        Plain values: ``what`` (bulk or tiles), ``files, bytes, fetched, received``, and of tiles ``rows_in,
+        rows``. Of a dry run ``bytes`` are those to transfer, ``exact`` where they are no estimate.
 
     Raises:
         GalrayError: What is asked for makes no sense or cannot be had, or the folder cannot be written.
@@ -68,16 +74,57 @@ def fetch(
     if to is None and not dry_run:
         raise GalrayError("no folder is named", "say where the files go with --to DIR")
     patience = patience or Patience()
-    chosen = list_files(release, source, patience)
-    chosen = choose(chosen, region, files)
+    query = TileQuery(tuple(columns), where, region)
+    query.cut()  # a wrong condition is told before anything is asked of a server
+    catalog, store = _catalog(release, query, source, storage)
+    if catalog is None:
+        chosen = choose(list_files(release, source, patience), region, files)
+        if dry_run:
+            size, exact = total_bytes(chosen, patience)
+            return {"what": "bulk", "files": len(chosen), "bytes": size, "exact": exact}
+        assert to is not None
+        folder = Path(to).expanduser()
+        with _alone(folder):
+            found = fetch_files(chosen, folder, release, workers=workers, patience=patience, advance=advance)
+        return {"what": "bulk", **found}
+    groups = dict(list(prune(catalog.tiles, region).items())[:files])
     if dry_run:
-        size, exact = total_bytes(chosen, patience)
-        return {"what": "bulk", "files": len(chosen), "bytes": size, "exact": exact}
+        rows, bytes_, exact = estimate(groups, query, store)
+        return {"what": "tiles", "files": len(groups), "rows_in": rows, "bytes": bytes_, "exact": exact}
     assert to is not None
     folder = Path(to).expanduser()
+    about = {"release": release, "source": catalog.root}
+    options: dict[str, Any] = {"workers": workers, "patience": patience, "advance": advance}
     with _alone(folder):
-        found = fetch_files(chosen, folder, release, workers=workers, patience=patience, advance=advance)
-    return {"what": "bulk", **found}
+        return {"what": "tiles", **fetch_tiles(groups, query, folder, about, store, **options)}
+
+
+def _catalog(
+    release: str, query: TileQuery, source: str | None, settings: StorageSettings | None
+) -> tuple[HatsCatalog | None, Storage]:
+    """The HATS catalogue to read; None where bulk files are meant."""
+    chosen = bool(query.columns) or query.where is not None
+    if source is None:
+        if not chosen:
+            return None, Storage(settings)
+        if release not in HATS:
+            raise GalrayError(
+                f"no public HATS copy of release '{release}' is known for --columns and --where",
+                "name the root of one with --source, or ask the archive with --print-adql",
+            )
+        source = HATS[release]
+        if settings is None or settings == StorageSettings():
+            settings = StorageSettings(skip_signature=True, region="us-east-1")
+    storage = Storage(settings)
+    if not chosen and source.startswith(("http://", "https://")):
+        return None, storage
+    catalog = open_hats(source if is_url(source) else Path(source).expanduser().resolve(), storage)
+    if catalog is None and chosen:
+        raise GalrayError(
+            f"{source}: no HATS catalogue, which --columns and --where need",
+            "name the root of one (the folder of hats.properties), or leave them out for whole files",
+        )
+    return catalog, storage
 
 
 @contextlib.contextmanager

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from galray.catalog.download import (
-    DiskError,
-    Patience,
-    Stopped,
-    content_length,
-    download,
-    md5_of,
-    read_small,
-    unwritable,
-)
+from galray.catalog.download import Patience, content_length, download, md5_of, read_small, unwritable
+from galray.catalog.fetch_state import Advance, Ledger, run_jobs
 from galray.catalog.regions import Region
 from galray.catalog.storage import is_url
 from galray.catalog.writers import HEALPIX8_SHIFT
@@ -37,11 +30,7 @@ BULK: dict[str, tuple[str, str]] = {
 }
 """Each release's folder of ``gaia_source`` files, and the list of their checksums in it."""
 
-LEDGER = "_fetched.jsonl"
-"""What is in a folder of fetched files and was found right: a line for each, after one for the release."""
-
 _NAME = re.compile(r"GaiaSource_(\d+)([-_])(\d+)\.csv\.gz")
-_MOST_FAILED = 3
 _SAMPLED = 16
 
 
@@ -145,72 +134,23 @@ def total_bytes(files: Sequence[BulkFile], patience: Patience | None = None) -> 
     return round(sum(told) / len(told) * len(files)), len(told) == len(files)
 
 
-class Ledger:
-    """The files of a folder that are known to be right, so that they need not be read again.
-
-    Arguments:
-        folder: The folder.
-        release: What is fetched into it.
-
-    Raises:
-        GalrayError: The folder holds another release's files, or cannot be written.
-    """
-
-    def __init__(self, folder: Path, release: str) -> None:
-        self.folder = folder
-        self.path = folder / LEDGER
-        self.entries: dict[str, dict[str, Any]] = {}
-        held = None
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            for line in lines:
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue  # the last line of a killed run
-                held = entry.get("release", held)
-                if "name" in entry:
-                    self.entries[entry["name"]] = entry
-            if held not in (None, release):
-                raise GalrayError(f"{folder}: holds files of {held}, not {release}", "choose another folder")
-            if held is None:
-                self._append({"release": release})
-            elif not self.path.read_bytes().endswith(b"\n"):
-                with self.path.open("a", encoding="utf-8") as stream:
-                    stream.write("\n")
-        except OSError as error:
-            raise unwritable(self.path, error) from None
-
-    def has(self, file: BulkFile) -> bool:
-        """True where the file is there, and is what it was when its checksum was right."""
-        entry = self.entries.get(file.name)
-        try:
-            status = (self.folder / file.name).stat()
-        except OSError:
-            return False
-        known = {"md5": file.md5, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-        if entry is not None and {key: entry.get(key) for key in known} == known:
-            return True
-        if md5_of(self.folder / file.name).hexdigest() != file.md5:
-            return False
-        self.add(file)
+def _is_right(path: Path, file: BulkFile, ledger: Ledger) -> bool:
+    """True where a file is there with the right checksum, by the ledger or else by reading it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    entry = ledger.entries.get(file.name, {})
+    if entry.items() >= _state(file, status).items():
         return True
+    if md5_of(path).hexdigest() != file.md5:
+        return False
+    ledger.add(_state(file, status))
+    return True
 
-    def add(self, file: BulkFile) -> None:
-        """Note that a file is there and right."""
-        status = (self.folder / file.name).stat()
-        entry = {
-            "name": file.name,
-            "md5": file.md5,
-            "bytes": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
-        }
-        self._append(entry)
-        self.entries[file.name] = entry
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+def _state(file: BulkFile, status: os.stat_result) -> dict[str, Any]:
+    return {"name": file.name, "md5": file.md5, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def fetch_files(
@@ -220,7 +160,7 @@ def fetch_files(
     *,
     workers: int = 4,
     patience: Patience | None = None,
-    advance: Callable[[int, int, int], None] | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, int]:
     """Download files into a folder, several at a time; those that are there and right are passed over.
 
@@ -241,60 +181,35 @@ def fetch_files(
     Raises:
         GalrayError: A file could not be had; the message names the first and how many.
     """
-    patience = patience or Patience()
+    waits = patience or Patience()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(folder, release)
+        ledger = Ledger(folder, {"release": release})
         lines = "".join(f"{file.md5}  {file.name}\n" for file in files)
         write_atomic(folder / "_MD5SUM.txt", _merged(folder / "_MD5SUM.txt", lines))
     except OSError as error:
         raise unwritable(folder, error) from None
-    stop, lock, counting = threading.Event(), threading.Lock(), threading.Lock()
-    received = done = fetched = 0
+    lock = threading.Lock()
+    received = 0
 
     def count(more: int) -> None:
         nonlocal received
-        with counting:
+        with lock:
             received += more
 
-    def one(file: BulkFile) -> bool:
-        if stop.is_set():
-            raise Stopped
-        with lock:
-            if ledger.has(file):
-                return False
-        download(file.url, folder / file.name, file.md5, patience, stop, count)
-        try:
-            with lock:
-                ledger.add(file)
-        except OSError as error:
-            raise unwritable(folder / LEDGER, error) from None
+    def job(file: BulkFile, stop: threading.Event) -> bool:
+        path = folder / file.name
+        if _is_right(path, file, ledger):
+            return False
+        download(file.url, path, file.md5, waits, stop, count)
+        ledger.add(_state(file, path.stat()))
         return True
 
-    failed: list[GalrayError] = []
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        waiting: set[Future[bool]] = {pool.submit(one, file) for file in files}
-        try:
-            while waiting:
-                ready, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    try:
-                        fetched += future.result()
-                        done += 1
-                    except Stopped:
-                        continue
-                    except GalrayError as error:
-                        failed.append(error)
-                        if len(failed) >= _MOST_FAILED or isinstance(error, DiskError):
-                            stop.set()
-                if advance is not None:
-                    advance(done, len(files), received)
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-    if failed:
-        more = f" ({len(failed)} files failed, {done} of {len(files)} are there)"
-        raise GalrayError(failed[0].what + more, failed[0].remedy)
+    def tell(done: int) -> None:
+        if advance is not None:
+            advance(done, len(files), received)
+
+    fetched = run_jobs([partial(job, file) for file in files], workers, tell)
     held = sum(ledger.entries[file.name]["bytes"] for file in files)
     return {"files": len(files), "bytes": held, "fetched": fetched, "received": received}
 

@@ -101,7 +101,7 @@ class Rule:
     removes: pl.Expr
 
 
-def parse_cuts(cuts: Mapping[str, str | bool | float]) -> list[Cut]:
+def parse_cuts(cuts: Mapping[str, str | bool | float], section: str = "catalog.cuts.") -> list[Cut]:
     """Turn the configuration's cuts into expressions.
 
     A string is an SQL condition over columns, one row at a time; it runs no code. A number is the threshold
@@ -113,7 +113,7 @@ def parse_cuts(cuts: Mapping[str, str | bool | float]) -> list[Cut]:
     """
     parsed = []
     for name, value in cuts.items():
-        where = f"catalog.cuts.{name}"
+        where = f"{section}{name}"
         if isinstance(value, str):
             sql = value
         elif name not in _BUILT_IN:

@@ -103,9 +103,9 @@ class Region:
             if radius < 60:
                 pixels = hpgeom.query_circle(nside, ra, dec, radius, inclusive=True, nest=True)
             else:  # hpgeom's wide cones lack pixels around the far pole
-                centres = hpgeom.pixel_to_angle(nside, np.arange(12 * nside**2), nest=True)
+                lon, lat = hpgeom.pixel_to_angle(nside, np.arange(12 * nside**2), nest=True)
                 radius += float(hpgeom.max_pixel_radius(nside))
-                pixels = np.flatnonzero(_within(*centres, ra, dec, radius))
+                pixels = np.flatnonzero(_within(lon, lat, ra, dec, radius))
         else:
             assert self.level is not None
             shift = 2 * (_LEVEL - self.level)

@@ -16,6 +16,13 @@ app = typer.Typer(help="Star files and shard stores.", no_args_is_help=True)
 StoreArgument = Annotated[Path, typer.Argument(help="A shard store: the folder with manifest.json.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
+EndpointOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="An S3-compatible service other than Amazon's.")
+]
+AnonymousOption = Annotated[
+    bool, typer.Option("--anonymous", help="Read an object store without credentials.")
+]
+
 
 @app.command()
 def ingest(
@@ -132,25 +139,35 @@ def fetch(
         str | None, typer.Option(metavar="RA,DEC,RADIUS", help="A cone on the sky in deg (ICRS).")
     ] = None,
     files: Annotated[int | None, typer.Option(metavar="N", help="The first N files or tiles.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="Only these columns; 6d: what an ingest of 6D stars reads."),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help="Only rows that meet this, such as 'ruwe < 1.4'.")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(metavar="URL|DIR", help="A mirror instead of ESA's server.")
+        str | None,
+        typer.Option(metavar="URL|DIR", help="A mirror of the bulk files, or the root of a HATS catalogue."),
     ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="An S3-compatible service other than Amazon's.")
-    ] = None,
-    anonymous: Annotated[
-        bool, typer.Option("--anonymous", help="Read an object store without credentials.")
-    ] = False,
+    endpoint: EndpointOption = None,
+    anonymous: AnonymousOption = False,
     workers: Annotated[int, typer.Option(metavar="N", help="Files at a time.")] = 4,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print number of files and bytes only.")] = False,
+    print_adql: Annotated[
+        bool,
+        typer.Option("--print-adql", help="Print the query for these rows to the Gaia archive."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Fetch Gaia's catalogue, or a part of it; run it again to go on after a break.
 
-    Without --columns and --where these are ESA's bulk files, whole and checked against their MD5 (753 GB
-    for all of DR3).
+    Without --columns and --where these are ESA's bulk files, whole and checked against their MD5 (753 GB for
+    all of DR3; --healpix and --cone choose the files that overlap). With them, or where --source is the root
+    of a HATS catalogue, its tiles are read with those columns, rows and exactly that region alone, by default
+    from the public copy in S3, and written as a smaller HATS catalogue.
     """
-    from galray.catalog import Region, fetch
+    from galray.catalog import Region, TileQuery, archive_query, fetch
     from galray.catalog.storage import StorageSettings
     from galray.errors import GalrayError
 
@@ -158,14 +175,23 @@ def fetch(
         raise GalrayError("two regions are given", "use --healpix or --cone")
     region = Region.from_healpix(healpix) if healpix is not None else None
     region = Region.from_cone(cone) if cone is not None else region
-    storage = StorageSettings(endpoint=endpoint, skip_signature=anonymous)
+    names = tuple(name.strip() for name in columns.split(",") if name.strip()) if columns else ()
+    if columns is not None and not names:
+        raise GalrayError("--columns names none", "name them with commas between")
+    if print_adql:
+        if files is not None:
+            raise GalrayError("--files has no counterpart in a query", "use --healpix or --cone")
+        typer.echo(archive_query(TileQuery(names, where, region), release))
+        return
     found = fetch(
         to,
         release,
         region=region,
         files=files,
+        columns=names,
+        where=where,
         source=source,
-        storage=storage,
+        storage=StorageSettings(endpoint=endpoint, skip_signature=anonymous),
         workers=workers,
         dry_run=dry_run,
         advance=None if json else _progress(),

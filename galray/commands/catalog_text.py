@@ -29,9 +29,14 @@ _FATES = {"rows_in": "rows read", "kept": "kept", "kept_no_rv": "kept without ra
 def fetched(found: Mapping[str, Any], folder: object) -> str:
     """The result of `galray.catalog.fetch`."""
     size = "size unknown" if found["bytes"] is None else _size(found["bytes"])
-    text = f"{found['files']:,} file{'s' * (found['files'] != 1)}, {size}"
+    kind = "tile" if found["what"] == "tiles" else "file"
+    text = f"{found['files']:,} {kind}{'s' * (found['files'] != 1)}, {size}"
     if "exact" in found:
-        return text + ("" if found["exact"] else " (estimated from some of them)")
+        about = "" if found["exact"] else " (estimated from some of them)"
+        of = f" to transfer for the columns of {found['rows_in']:,} rows" if kind == "tile" else ""
+        return text + of + about
+    if kind == "tile":
+        text += f", {found['rows']:,} of {found['rows_in']:,} rows"
     return f"{text} in {folder}; {found['fetched']:,} fetched now ({_size(found['received'])} received)"
 
 

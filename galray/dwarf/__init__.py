@@ -12,6 +12,7 @@ from galray.dwarf.settings import (
     SamplerSettings,
     TracerSettings,
 )
+from galray.dwarf.spherical_settings import SphericalMassSettings, SphericalScoreSettings
 
 if TYPE_CHECKING:
     from galray.dwarf.annihilation import d_factor, j_factor, tidal_radius
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from galray.dwarf.observation import Galaxy, Observation
     from galray.dwarf.posterior import HaloPosterior
     from galray.dwarf.products import Products, ProductSettings, walker_mass, wolf_mass
+    from galray.dwarf.projected_score import ProjectedScore, fit_projected_score, projected_virial
     from galray.dwarf.reading import DataSettings, read_observation
+    from galray.dwarf.spherical_mass import RadialMass
+    from galray.dwarf.spherical_moments import fit_spherical_moments
+    from galray.dwarf.spherical_score import SphericalScore, fit_spherical_score
     from galray.dwarf.tracers import Tracers
 
 __all__ = [
@@ -42,9 +47,14 @@ __all__ = [
     "OdeRadialFlow",
     "ProductSettings",
     "Products",
+    "ProjectedScore",
     "RadialMap",
+    "RadialMass",
     "SamplerSettings",
     "SphereFlow",
+    "SphericalMassSettings",
+    "SphericalScore",
+    "SphericalScoreSettings",
     "TracerSettings",
     "Tracers",
     "compare_haloes",
@@ -52,10 +62,14 @@ __all__ = [
     "find_dwarf",
     "fit_flow",
     "fit_halo",
+    "fit_projected_score",
+    "fit_spherical_moments",
+    "fit_spherical_score",
     "heldout_log_likelihood",
     "inverse_jeans",
     "j_factor",
     "known_dwarfs",
+    "projected_virial",
     "published_haloes",
     "read_observation",
     "tidal_radius",
@@ -76,18 +90,25 @@ _HOMES = {
     "OdeRadialFlow": "flow",
     "ProductSettings": "products",
     "Products": "products",
+    "ProjectedScore": "projected_score",
     "RadialMap": "flow",
+    "RadialMass": "spherical_mass",
     "SphereFlow": "flow",
+    "SphericalScore": "spherical_score",
     "Tracers": "tracers",
     "compare_haloes": "fit",
     "d_factor": "annihilation",
     "find_dwarf": "known",
     "fit_flow": "jflow",
     "fit_halo": "fit",
+    "fit_projected_score": "projected_score",
+    "fit_spherical_moments": "spherical_moments",
+    "fit_spherical_score": "spherical_score",
     "heldout_log_likelihood": "fit",
     "inverse_jeans": "jeans",
     "j_factor": "annihilation",
     "known_dwarfs": "known",
+    "projected_virial": "projected_score",
     "published_haloes": "known",
     "read_observation": "reading",
     "tidal_radius": "annihilation",

@@ -139,12 +139,6 @@ class RadialMap(nn.Module):
         s = z.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return z * (self.forward_radius(s)[0] / s)
 
-    @torch.no_grad()
-    def match(self, s: Tensor, r: Tensor) -> None:
-        """Start the scale from one known point of the map, s → r(s)."""
-        log_r, _ = self.log_radius(torch.log(s))
-        self.log_scale += (torch.log(r) - log_r).mean()
-
 
 class OdeRadialFlow(nn.Module):
     """The paper's form: dx/dt = r̂ tanh(r/r0) g(r, t) for 0 < t < 1 from the unit Gaussian, then r → r^{1+c}.

@@ -27,6 +27,8 @@ __all__ = [
     "projected_loss",
 ]
 
+_WIDER = 1.7  # of the base draws in the kernel loss
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -42,7 +44,13 @@ class Kernel:
 
 
 def kernel_loss(
-    flow: SphereFlow, stars: Tensor, v_error: Tensor, kernel: Kernel, base: Tensor, smear: Tensor
+    flow: SphereFlow,
+    stars: Tensor,
+    v_error: Tensor,
+    kernel: Kernel,
+    base: Tensor,
+    smear: Tensor,
+    log_weight: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy of the kernel-smoothed data in the kernel-smoothed model.
 
@@ -57,6 +65,8 @@ def kernel_loss(
         v_error: Velocity errors in km/s, shape (N,).
         kernel: K_h.
         base: Unit Gaussian numbers, shape (N_G, 6).
+        log_weight: Of each, shape (N_G,), where they come from another density: far-flung stars, which no
+            equal draw reaches, would otherwise rule the loss; none gives equal weights.
         smear: Unit Gaussian numbers, shape (N_K, N, 3).
 
     Returns:
@@ -71,6 +81,8 @@ def kernel_loss(
     exponent = -0.5 * (a.square().sum(-1)[:, None] + c.square().sum(-1)) + a @ c.T
     wide_all = wide.expand(len(smear), -1).reshape(-1, 1)
     exponent = exponent - 0.5 * ((points[..., 2].reshape(-1, 1) - model[:, 2]) / wide_all) ** 2
+    if log_weight is not None:
+        exponent = exponent + log_weight
     log_p = torch.logsumexp(exponent, -1) - math.log(len(model)) - torch.log(wide_all[:, 0])
     return -log_p.mean() + 2 * math.log(kernel.position) + 1.5 * math.log(2 * math.pi)
 
@@ -250,6 +262,10 @@ def fit_flow(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     losses = np.empty(steps)
     z = torch.randn(base, 6, generator=generator, dtype=torch.float64)
+    # positions from a wider base, weighted back to the unit Gaussian
+    z[:, :3] *= _WIDER
+    log_weight = -0.5 * (1 - 1 / _WIDER**2) * z[:, :3].square().sum(-1)
+    log_weight = log_weight - torch.logsumexp(log_weight, 0) + math.log(base)
     smear = torch.randn(1, len(stars), 3, generator=generator, dtype=torch.float64)
     for i in range(steps):
         for group in optimizer.param_groups:
@@ -257,7 +273,7 @@ def fit_flow(
         rows = torch.from_numpy(rng.permutation(len(stars))[:batch])
         if loss == "kernel":
             assert kernel is not None
-            value = kernel_loss(flow, stars[rows], error[rows], kernel, z, smear[:, rows])
+            value = kernel_loss(flow, stars[rows], error[rows], kernel, z, smear[:, rows], log_weight)
         else:
             sight = LineOfSight(r[rows], outermost)
             value = projected_loss(flow, r[rows], stars[rows, 2], error[rows], sight)

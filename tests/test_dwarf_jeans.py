@@ -31,7 +31,7 @@ def _exact(name: str, anisotropy: Anisotropy):
     solver = JeansSolver(grid, half * RADII)
     log_n = torch.from_numpy(np.log(mock.number_density(grid)))[None]
     density = torch.from_numpy(mock.density(grid))[None]
-    mass = solver.enclosed(density, torch.from_numpy(mock.slope(grid[:1])))
+    mass = solver.enclosed(density, torch.from_numpy(-mock.slope(grid[:1])))
     return mock, half, solver, log_n, mass, solver.moments(log_n, mass, anisotropy)
 
 

@@ -180,8 +180,8 @@ class OdeRadialFlow(nn.Module):
 
     def field(self, r: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Give v = tanh(r/r0) g(r, t) and ∂v/∂r by forward differentiation, shape (n,) each."""
-        x = torch.log1p(r)
-        slope = 1 / (1 + r)
+        x = 0.5 * torch.log1p(r * r)  # even in r, so that the field is smooth through the centre
+        slope = r / (1 + r * r)
         a = torch.tanh(torch.stack([x, torch.full_like(x, t)], -1) @ self.first.T + self.bias_first)
         da = (1 - a * a) * (slope[..., None] * self.first[:, 0])
         b = torch.tanh(a @ self.second.T + self.bias_second)

@@ -130,15 +130,18 @@ def test_held_out_stars_prefer_the_fitted_halo(posterior):
     assert score.sum() > heldout_log_likelihood(prior, fresh).sum() + 10
 
 
-def test_gradients_and_cells_agree_with_star_by_star_evaluation():
-    tracers = _stars(600)
-    coarse = HaloFitSettings(anisotropy=OM, likelihood=LikelihoodSettings(nodes=100))
-    fine = HaloFitSettings(anisotropy=OM, likelihood=LikelihoodSettings(nodes=600))
-    a = GalaxyLikelihood(tracers, coarse, 0)
-    b = GalaxyLikelihood(tracers, fine, 0)
-    q = 0.3 * a.model.draw_prior(4, 1)
-    gap = (a.log_posterior(q) - b.log_posterior(q)).numpy()
-    assert np.ptp(gap) < 0.5  # differences of the log posterior are what counts
+def test_cells_agree_with_star_by_star_evaluation(posterior):
+    tracers = _stars(1000)
+    q = posterior.samples[::40]
+    values = []
+    for nodes in (200, 1000):
+        settings = HaloFitSettings(anisotropy=OM, likelihood=LikelihoodSettings(nodes=nodes))
+        target = GalaxyLikelihood(tracers, settings, 0, posterior.model)
+        with torch.no_grad():
+            values.append(target.log_posterior(q).numpy())
+    # differences of the log posterior are what counts
+    assert np.ptp(values[0]) > 5
+    assert np.ptp(values[0] - values[1]) < 0.5
 
 
 def test_a_foreground_is_told_from_members():
@@ -171,26 +174,27 @@ def test_a_foreground_is_told_from_members():
 def test_photometry_fixes_the_light_and_perspective_is_measured():
     """Spectra chosen outwards are no fair sample; a systemic motion across the sky tilts velocities."""
     every = _stars(3000, seed=3)
+    every = every.subset(np.hypot(every.x, every.y) < 3.0)
     radius = np.hypot(every.x, every.y)
     rng = np.random.default_rng(8)
-    chosen = rng.random(3000) < np.clip(0.15 + 0.4 * radius, 0, 0.6)
+    chosen = rng.random(len(every)) < np.clip(0.15 + 0.4 * radius, 0, 0.6)
     spectra = every.subset(chosen)
     tracers = Tracers(
         x=spectra.x,
         y=spectra.y,
-        v=spectra.v + 150.0 * spectra.x / 5.0,  # 150 km/s eastwards, seen from 5 kpc
+        v=spectra.v + 300.0 * spectra.x / 30.0,  # 300 km/s eastwards, seen from 30 kpc
         v_error=spectra.v_error,
         photometry_x=every.x,
         photometry_y=every.y,
-        distance_kpc=5.0,
+        distance_kpc=30.0,
     )
     settings = HaloFitSettings(anisotropy=OM, likelihood=LikelihoodSettings(perspective=True), sampler=QUICK)
     posterior = fit_halo(tracers, settings, seed=2)
     mock = gaia_challenge("PlumCoreOm")
     assert np.median(posterior.half_light_radius()) == pytest.approx(float(mock.half_light_radius), rel=0.06)
     v_x = posterior.nuisance["v_x"]
-    assert abs(v_x.mean() - 150.0) < 4 * v_x.std()
-    assert v_x.std() < 30
+    assert abs(v_x.mean() - 300.0) < 4 * v_x.std()
+    assert v_x.std() < 80
     half = float(mock.half_light_radius)
     low, high = posterior.band("mass", [half], (0.01, 0.99))[:, 0]
     assert low < float(mock.mass(np.array(half))) < high
@@ -206,7 +210,7 @@ def test_proper_motions_hold_the_anisotropy():
         posterior = fit_halo(tracers, HaloFitSettings(anisotropy=free, sampler=QUICK), seed=3)
         beta = posterior.anisotropy([1.0])[:, 0]
         widths.append(beta.std())
-    assert widths[1] < 0.6 * widths[0]
+    assert widths[1] < 0.8 * widths[0]
     assert abs(beta.mean() + 0.5) < 4 * beta.std()
 
 

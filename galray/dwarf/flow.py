@@ -49,14 +49,22 @@ class RadialMap(nn.Module):
 
     Arguments:
         scale: Radius in kpc that the base radius 1 has before training.
-        knots: Knots u_k, equidistant between ln 0.25 and ln 3.2.
+        knots: Number of knots u_k.
+        knot_range: Base radii of the first and last knot, between which u_k are equidistant.
         cusp: c, the inner slope being 3c/(1+c).
         learn_cusp: Train c, from this start.
     """
 
     u_knots: Tensor
 
-    def __init__(self, scale: float, knots: int = 8, cusp: float = 0.0, learn_cusp: bool = False) -> None:
+    def __init__(
+        self,
+        scale: float,
+        knots: int = 8,
+        cusp: float = 0.0,
+        learn_cusp: bool = False,
+        knot_range: tuple[float, float] = (0.25, 3.2),
+    ) -> None:
         super().__init__()
         if cusp < 0:
             raise ValueError(f"cusp = {cusp} is negative")
@@ -71,7 +79,7 @@ class RadialMap(nn.Module):
             self.raw_cusp = nn.Parameter(raw)
         else:
             self.register_buffer("raw_cusp", raw)
-        edges = torch.linspace(math.log(0.25), math.log(3.2), knots, dtype=torch.float64)
+        edges = torch.linspace(*map(math.log, knot_range), knots, dtype=torch.float64)
         self.register_buffer("u_knots", edges)
         self.width = 0.6 * float(edges[1] - edges[0])
 

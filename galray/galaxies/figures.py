@@ -43,6 +43,7 @@ def density(result: GalaxyResult) -> Figure:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.05 * float(result.profiles["dark_density"][2].min())))
     _half(axes, result)
     _marks(axes)
     axes.set_xlabel(_R)
@@ -246,6 +247,10 @@ def central_densities(results: Sequence[GalaxyResult]) -> Figure:
             ]
         ticks.append((y - 0.3, style.literal(result.title)))
     axes.set_xscale("log")
+    # a band down to nothing (stars that outweigh all mass) must not squeeze the rest
+    marks = [result.quantity("rho_dm_").value for result in results]
+    marks += [v.value * 1e7 for result in results for v in result.published if v.quantity == "rho_150pc"]
+    axes.set_xlim(left=max(axes.get_xlim()[0], 0.1 * min(marks)))
     axes.set_yticks([tick for tick, _ in ticks], [words for _, words in ticks])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -273,6 +278,8 @@ def halo_profiles(results: Sequence[GalaxyResult]) -> Figure:
         axes.plot(result.r, middle, color=tint, label=style.literal(result.title))
     axes.set_xscale("log")
     axes.set_yscale("log")
+    middles = [result.profiles["dark_density"][2].min() for result in results]
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.2 * float(min(middles))))
     _marks(axes)
     axes.set_xlabel(_R)
     axes.set_ylabel(rf"$\rho_\mathrm{{DM}}$  [${_DENSITY}$]")

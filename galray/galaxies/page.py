@@ -181,7 +181,7 @@ def _published(result: GalaxyResult) -> list[dict[str, str]]:
     own = {
         "rho_150pc": ("ρ(150 pc), 10⁷ M☉/kpc³", "rho_dm_150pc", 1e-7),
         "log10_j_0.5deg": ("log₁₀ J(0.5°), GeV² cm⁻⁵", "log10_j_0.5deg", 1.0),
-        "log10_mass_wolf": ("log₁₀ M(<4 R_half/3), M☉", "mass_half_3d", 0.0),
+        "log10_mass_wolf": ("log₁₀ M(<4 R_half/3), M☉", "mass_half_3d", 1.0),
     }
     rows = []
     for value in result.published:
@@ -189,7 +189,9 @@ def _published(result: GalaxyResult) -> list[dict[str, str]]:
         mine = next((q for q in result.quantities if q.name == name), None)
         quantiles = None
         if mine is not None:
-            quantiles = [q * scale if scale else math.log10(q) for q in mine.quantiles]
+            quantiles = [q * scale for q in mine.quantiles]
+        if value.quantity == "log10_mass_wolf":  # at the published radius, which need not be this fit's
+            quantiles = [math.log10(q) for q in result.estimators[1]["posterior"]]
         rows.append(
             {
                 "quantity": words,

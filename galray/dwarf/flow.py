@@ -79,7 +79,7 @@ class RadialMap(nn.Module):
             self.raw_cusp = nn.Parameter(raw)
         else:
             self.register_buffer("raw_cusp", raw)
-        edges = torch.linspace(*map(math.log, knot_range), knots, dtype=torch.float64)
+        edges = torch.linspace(math.log(knot_range[0]), math.log(knot_range[1]), knots).double()
         self.register_buffer("u_knots", edges)
         self.width = 0.6 * float(edges[1] - edges[0])
 

@@ -66,7 +66,8 @@ def server(tmp_path):
 
         def do_HEAD(self):
             path = folder / self.path.strip("/")
-            self.answer(200, [("Content-Length", str(path.stat().st_size))])
+            size = path.stat().st_size if path.is_file() else 0
+            self.answer(200 if size else 404, [("Content-Length", str(size)), ("Accept-Ranges", "bytes")])
 
         def do_GET(self):
             name = self.path.strip("/")
@@ -82,14 +83,19 @@ def server(tmp_path):
             if faults.corrupt.get(name, 0) > 0:
                 faults.corrupt[name] -= 1
                 content = content[:-1] + bytes([content[-1] ^ 1])
-            begin = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked and not faults.ignore_range else 0
+            size = len(content)
+            begin, partial = 0, asked is not None and not faults.ignore_range
+            if partial:
+                first, last = re.match(r"bytes=(\d*)-(\d*)", asked).groups()
+                begin = int(first) if first else max(0, size - int(last))
+                content = content[: int(last) + 1] if first and last else content
             if begin and begin >= len(content):
                 self.answer(416, [("Content-Length", "0")])
                 return
             headers = [("Content-Length", str(len(content) - begin))]
-            if begin:
-                headers.append(("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}"))
-            self.answer(206 if begin else 200, headers)
+            if partial:
+                headers.append(("Content-Range", f"bytes {begin}-{len(content) - 1}/{size}"))
+            self.answer(206 if partial else 200, headers)
             drop = faults.drop_after.get(name)
             body = content[begin:] if drop is None else content[begin : begin + drop]
             for start in range(0, len(body), 1 << 14):

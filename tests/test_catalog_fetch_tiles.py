@@ -16,6 +16,7 @@ from galray.catalog.hats import open_hats
 from galray.catalog.storage import StorageSettings
 from galray.errors import GalrayError
 from tests.catalog_stars import stars
+from tests.test_catalog_fetch import server  # noqa: F401
 from tests.test_catalog_hats import write_hats
 from tests.test_catalog_s3 import bucket  # noqa: F401
 
@@ -147,6 +148,32 @@ def test_from_a_bucket(bucket, tmp_path):  # noqa: F811
     quick = Patience(tries=2, wait=0.01)
     with pytest.raises(GalrayError, match="no HATS catalogue"):
         fetch(tmp_path / "x", source="s3://gaia/none", columns=["ra"], storage=storage, patience=quick)
+
+
+def test_from_a_web_server(server, tmp_path):  # noqa: F811
+    pytest.importorskip("aiohttp", reason="fsspec's http(s) file system needs aiohttp")
+    root = write_hats(server.folder / "hats", gaia(600), order=0)
+    query = {"columns": ["6d"], "where": "ruwe < 1.1", "files": 4}
+    there = fetch(tmp_path / "there", source=server.url + "/hats", **query)
+    here = fetch(tmp_path / "here", source=str(root), **query)
+    assert there == here
+    assert rows(tmp_path / "there").equals(rows(tmp_path / "here"))
+    cuts = {"south": "dec < -30"}
+    web = ingest(CatalogSettings(files=(server.url + "/hats",), num_shards=1, cuts=cuts), tmp_path / "web")
+    disk = ingest(CatalogSettings(files=(str(root),), num_shards=1, cuts=cuts), tmp_path / "disk")
+    assert web.row_account == disk.row_account
+    assert set(web.table(["source_id"])["source_id"]) == set(disk.table(["source_id"])["source_id"])
+    # Whole files from a web server are bulk files; this folder has no list of them.
+    with pytest.raises(GalrayError, match=r"hats/_MD5SUM\.txt: HTTP 404"):
+        fetch(tmp_path / "x", source=server.url + "/hats", patience=Patience(tries=2, wait=0.01))
+    server.ignore_range = True
+    with pytest.raises(GalrayError, match="cannot be read"):
+        fetch(
+            tmp_path / "y",
+            source=server.url + "/hats",
+            columns=["ra"],
+            patience=Patience(tries=1, wait=0.01),
+        )
 
 
 def test_broken_tiles_are_named(hats, tmp_path):

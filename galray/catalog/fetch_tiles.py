@@ -109,7 +109,10 @@ class TileQuery:
             hive_partitioning=False,
             storage_options=storage.polars_options(tiles[0].path),
         )
-        schema = lazy.collect_schema()
+        try:
+            schema = lazy.collect_schema()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise _unreadable(tiles[0], error) from None
         if self.region is not None:
             absent = [name for name in self.region.needs() if name not in schema]
             if absent:
@@ -316,6 +319,11 @@ def _describe(
         raise unwritable(folder, error) from None
 
 
+def _unreadable(tile: Tile, error: Exception) -> GalrayError:
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return GalrayError(f"{tile.path}: cannot be read: {text}", "check the source and the network")
+
+
 def _there(path: Path, entry: Mapping[str, Any]) -> bool:
     """True where a tile's file is what the ledger says; a tile without rows has none."""
     if not entry["rows"]:
@@ -345,9 +353,7 @@ def _write(lazy: pl.LazyFrame, path: Path, tiles: Sequence[Tile]) -> dict[str, A
             raise DiskError(
                 f"{path}: cannot be written: {text}", "make room or choose another folder"
             ) from None
-        raise GalrayError(
-            f"{tiles[0].path}: cannot be read: {text}", "check the source and the network"
-        ) from None
+        raise _unreadable(tiles[0], error) from None
     finally:
         half.unlink(missing_ok=True)
 

@@ -2,8 +2,9 @@
 
 The form is that of the IVOA note "HATS": ``hats.properties`` (or ``properties``) says what the catalogue is,
 ``partition_info.csv`` lists its tiles, and ``dataset/Norder=k/Dir=d/Npix=n.parquet`` (or a folder
-``Npix=n/``) holds each. Margin caches repeat stars of neighbouring tiles and indices hold no
-stars: neither is read.
+``Npix=n/``) holds each. Over http(s) the tiles are those of ``partition_info.csv``, one file each, and the
+server must answer requests for ranges of bytes. Margin caches repeat stars of neighbouring tiles and indices
+hold no stars: neither is read.
 """
 
 from __future__ import annotations

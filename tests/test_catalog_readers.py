@@ -245,3 +245,23 @@ def test_a_new_release_is_a_new_table(tmp_path):
     table.with_name("bad.csv").write_text("name,dtype,unit\nra,real,deg\n")
     with pytest.raises(GalrayError, match="column 'ra' has type 'real'"):
         columns(str(table.with_name("bad.csv")))
+
+
+def test_columns_that_folders_name(tmp_path):
+    """A partitioned table: what its folders say of all rows is a column, unless the files have it."""
+    table = stars(400).drop("ruwe")
+    for number, part in enumerate(table.iter_slices(200)):
+        folder = tmp_path / "t" / f"survey=field%20{number}" / f"ruwe=1.{number}" / f"bp_rp={number}"
+        folder.mkdir(parents=True)
+        part.write_parquet(folder / "0.parquet")
+    first = tmp_path / "t/survey=field%200/ruwe=1.0/bp_rp=0/0.parquet"
+    assert read(first, ["survey"]).to_dict(as_series=False) == {"survey": ["field 0"] * 200}
+    got = read(first, ["bp_rp", "survey", "ruwe"])
+    assert got["bp_rp"].equals(table["bp_rp"][:200])
+    assert set(got["ruwe"]) == {1.0}
+    settings = {"files": (str(tmp_path / "t/**/*.parquet"),), "num_shards": 1, "require_rv": False}
+    store = ingest(
+        CatalogSettings(**settings, keep_columns=("survey",), cuts={"ruwe": 1.05}), tmp_path / "store"
+    )
+    assert store.row_account["cut:ruwe"] == 200
+    assert set(store.table(["survey"])["survey"]) == {"field 0"}

@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
@@ -55,6 +56,8 @@ class Source:
         num_rows: Number of rows that are read; None for all.
         storage: How the file is opened.
         states: Where an HDF5 snapshot holds its particles.
+        constants: Columns of one value, which the folders of a partitioned Parquet table name
+            (``survey=x/part.parquet``).
     """
 
     path: Path | str
@@ -67,6 +70,7 @@ class Source:
     num_rows: int | None = None
     storage: Storage = field(default_factory=Storage, repr=False)
     states: StatesSettings | None = field(default=None, repr=False)
+    constants: Mapping[str, str | int | float | None] = field(default_factory=dict, repr=False)
 
     def kind(self) -> str | None:
         """``gaia`` or ``states`` by the columns that are there; None for neither."""
@@ -151,6 +155,7 @@ class Source:
         )
         if self.num_rows is not None:
             lazy = lazy.slice(self.first_row, self.num_rows)
+        lazy = lazy.with_columns(pl.lit(value).alias(name) for name, value in self.constants.items())
         selection = [pl.col(self.names[name]).alias(name) for name in wanted]
         yield from lazy.select(selection).collect_batches(chunk_size=rows, maintain_order=True)
 
@@ -245,10 +250,33 @@ def _open_parquet(
     except (pa.ArrowException, OSError) as error:
         text = str(error).splitlines()[0]
         raise GalrayError(f"{path}: the Parquet file is truncated or corrupt: {text}", _AGAIN) from None
-    names = _names(theirs, release, rename)
+    constants = {name: value for name, value in _folder_columns(path).items() if name not in theirs}
     return Source(
-        path, "parquet", names, release, header=tuple(theirs), first_row=first, num_rows=rows, storage=storage
+        path,
+        "parquet",
+        _names([*theirs, *constants], release, rename),
+        release,
+        header=tuple(theirs),
+        first_row=first,
+        num_rows=rows,
+        storage=storage,
+        constants=constants,
     )
+
+
+def _folder_columns(path: Path | str) -> dict[str, str | int | float | None]:
+    """What the folders of a path say of all rows (``name=value``), but for those of HATS."""
+    found: dict[str, str | int | float | None] = {}
+    for part in str(path).split("/")[:-1]:
+        name, sign, text = part.partition("=")
+        if not sign or not name.isidentifier() or name in ("Norder", "Dir", "Npix"):
+            continue
+        value: str | int | float | None = unquote(text)
+        for kind in (float, int):
+            with suppress(ValueError):
+                value = kind(text)
+        found[name] = None if text in ("", "__HIVE_DEFAULT_PARTITION__") else value
+    return found
 
 
 def _open_text(

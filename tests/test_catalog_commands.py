@@ -70,6 +70,24 @@ def test_help_is_light():
 # inspect ---------------------------------------------------------------------------------------------
 
 
+def test_inspect_as_a_configuration_says(command, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    stars(50).rename({"parallax": "plx"}).write_parquet(tmp_path / "named.parquet")
+    with h5py.File(tmp_path / "snapshot.hdf5", "w") as file:
+        file["MyStars/Coordinates"] = np.zeros((7, 3))
+        file["MyStars/Velocities"] = np.zeros((7, 3))
+    config = tmp_path / "own.toml"
+    config.write_text(
+        f'name = "own"\n[catalog]\nfiles = ["{tmp_path}/named.parquet"]\nrename = {{plx = "parallax"}}\n'
+        '[catalog.states.snapshot]\nparticles = "MyStars"\n[catalog.ball]\nradius_kpc = 1.0\n'
+    )
+    assert command("inspect", tmp_path / "named.parquet")[0] == 1
+    assert command("inspect", tmp_path / "named.parquet", "--config", config)[0] == 0
+    assert command("inspect", tmp_path / "snapshot.hdf5")[0] == 2
+    code, out, _ = command("inspect", tmp_path / "snapshot.hdf5", "--config", config, "--json")
+    assert (code, json.loads(out)["rows"], json.loads(out)["kind"]) == (0, 7, "states")
+
+
 def test_inspect_a_whole_file(command, bulk):
     code, out, err = command("inspect", bulk[0])
     assert (code, err) == (0, "")

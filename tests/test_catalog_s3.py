@@ -1,12 +1,24 @@
 """Stars in a bucket: a small S3 service of the tests' own."""
 
+import itertools
+import sys
+
 import boto3
 import polars as pl
 import pytest
 from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 
-from galray.catalog import CatalogSettings, InputUnit, ingest, input_units, open_source, write_gaia_source
+from galray import cli
+from galray.catalog import (
+    CatalogSettings,
+    InputUnit,
+    ingest,
+    input_units,
+    inspect,
+    open_source,
+    write_gaia_source,
+)
 from galray.catalog.readers import open_unit
 from galray.catalog.storage import StorageSettings
 from galray.errors import GalrayError
@@ -96,6 +108,41 @@ def test_mistakes_are_named(bucket):
         input_units(settings(bucket, "s3://me:hidden@gaia/dr3"))
     with pytest.raises(GalrayError, match="nowhere://x/y"):
         input_units(settings(bucket, "nowhere://x/y"))
+
+
+def test_inspect_by_url(bucket):
+    storage = StorageSettings(endpoint=bucket[1], region="us-east-1", skip_signature=True)
+    for name, quick in itertools.product(("tables/a.parquet", "hats", "bulk"), (True, False)):
+        here = bucket[0] / name
+        url = f"s3://gaia/dr3/{name}"
+        if name == "bulk":
+            here = next(here.iterdir())
+            url += f"/{here.name}"
+        there = inspect(url, storage=storage, quick=quick)
+        local = inspect(here, quick=quick)
+        assert there["path"] == url
+        assert {**there, "path": "", "columns": 0} == {**local, "path": "", "columns": 0}
+    with pytest.raises(GalrayError, match=r"none\.parquet: no such file or object"):
+        inspect("s3://gaia/none.parquet", storage=storage)
+
+
+@pytest.mark.parametrize("word", ["plain", "anonymous"])
+def test_inspect_command_on_a_truncated_object(bucket, tmp_path, monkeypatch, capsys, word):
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes((bucket[0] / "tables" / "a.parquet").read_bytes()[:-300])
+    client = boto3.client("s3", endpoint_url=bucket[1], region_name="us-east-1")
+    gz = next((bucket[0] / "bulk").iterdir()).read_bytes()[:-4000]
+    client.put_object(Bucket="gaia", Key="cut.csv.gz", Body=gz, ACL="public-read")
+    client.put_object(Bucket="gaia", Key="cut.parquet", Body=cut.read_bytes(), ACL="public-read")
+    monkeypatch.delenv("GALRAY_DEBUG", raising=False)
+    how = ["--endpoint", bucket[1], *(["--anonymous"] if word == "anonymous" else [])]
+    for name, code in (("cut.csv.gz", 1), ("cut.parquet", 2), ("dr3/tables/a.parquet", 0)):
+        monkeypatch.setattr(sys, "argv", ["galray", "catalog", "inspect", f"s3://gaia/{name}", *how])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        assert int(stopped.value.code or 0) == code
+        assert ("truncated" in captured.out + captured.err) == (code > 0)
 
 
 @pytest.mark.parametrize(

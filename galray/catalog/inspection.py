@@ -7,15 +7,21 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from galray.catalog.columns import ASTROMETRY, CORRELATIONS, ERRORS, OBSERVABLES, STATE
+from galray.catalog.hats import HatsCatalog, open_hats
+from galray.catalog.inputs import SUFFIXES
 from galray.catalog.readers import SHORT_ROW, Source, open_source
 from galray.catalog.shards import MANIFEST
+from galray.catalog.storage import Storage, StorageSettings, is_url
 from galray.catalog.verification import verify
 from galray.errors import GalrayError
+
+if TYPE_CHECKING:
+    from galray.catalog.settings import StatesSettings
 
 __all__ = ["inspect"]
 
@@ -23,16 +29,28 @@ _HATS_FILES = ("hats.properties", "properties", "partition_info.csv", "collectio
 _SAMPLE_BYTES = 1 << 22
 
 
-def inspect(path: Path | str, release: str = "dr3", *, quick: bool = False) -> dict[str, Any]:
+def inspect(
+    path: Path | str,
+    release: str = "dr3",
+    *,
+    quick: bool = False,
+    rename: Mapping[str, str] | None = None,
+    storage: StorageSettings | None = None,
+    states: StatesSettings | None = None,
+) -> dict[str, Any]:
     """Summarise a star file, a HATS catalogue or a shard store in plain values.
 
     A ``problem`` is what makes an ingest fail or lose rows, a ``note`` what it is well to know.
 
     Arguments:
-        path: A file of any form that an ingest reads, the root of a HATS catalogue, or a store's folder.
+        path: A file of any form that an ingest reads or the root of a HATS catalogue, both of them local or
+            by URL; or a store's folder.
         release: Gaia release whose column types apply to a file.
         quick: Read metadata and the head only; a huge file then takes a moment, but its end is not checked,
             and rows of text files are estimated.
+        rename: Columns of a file that carry other names: ``{theirs: ours}``.
+        storage: How an object store is reached.
+        states: Where an HDF5 snapshot holds its particles.
 
     Returns:
         ``path, what, problems, notes, rows`` always. For a file: ``format, kind, bytes, columns, missing``
@@ -43,6 +61,12 @@ def inspect(path: Path | str, release: str = "dr3", *, quick: bool = False) -> d
     Raises:
         GalrayError: There is no such file or store, or the file is of no known form.
     """
+    how = _How(release, rename, storage, states, quick)
+    if is_url(path):
+        url = str(path).rstrip("/")
+        url = url.rpartition("/")[0] if url.rpartition("/")[2] in _HATS_FILES else url
+        catalog = None if url.lower().endswith(SUFFIXES) else open_hats(url, how.storage)
+        return _inspect_remote_hats(catalog, how) if catalog else _inspect_file(url, how)
     path = Path(path)
     if (path / MANIFEST).is_file() or path.name == MANIFEST:
         return _inspect_store(path.parent if path.name == MANIFEST else path, quick)
@@ -50,12 +74,37 @@ def inspect(path: Path | str, release: str = "dr3", *, quick: bool = False) -> d
         path = path.parent
     if path.is_dir():
         if any((path / name).is_file() for name in _HATS_FILES):
-            return _inspect_hats(path, release, quick)
+            return _inspect_hats(path, how)
         raise GalrayError(
             f"{path}: neither a finished shard store (no {MANIFEST}) nor a HATS catalogue",
             "name a star file in it, or run the ingest to its end",
         )
-    return _inspect_file(path, release, quick)
+    return _inspect_file(path, how)
+
+
+class _How:
+    """How the files are opened.
+
+    Arguments:
+        release: As in `inspect`, as are the others.
+    """
+
+    def __init__(
+        self,
+        release: str,
+        rename: Mapping[str, str] | None,
+        storage: StorageSettings | None,
+        states: StatesSettings | None,
+        quick: bool,
+    ) -> None:
+        self.storage = Storage(storage)
+        self.quick = quick
+        self._options: dict[str, Any] = {"release": release, "rename": rename}
+        self._options |= {"storage": storage, "states": states}
+
+    def open(self, path: Path | str) -> Source:
+        """The file's form, by its content."""
+        return open_source(path, **self._options)
 
 
 def _inspect_store(path: Path, quick: bool) -> dict[str, Any]:
@@ -81,21 +130,39 @@ def _inspect_store(path: Path, quick: bool) -> dict[str, Any]:
     }
 
 
-def _inspect_hats(path: Path, release: str, quick: bool) -> dict[str, Any]:
+def _inspect_hats(path: Path, how: _How) -> dict[str, Any]:
     """The root of a HATS catalogue, or of a collection of one catalogue with its margins and indices."""
     properties = _properties(path)
     if main := properties.get("hats_primary_table_url"):
-        found = _inspect_hats(path / main, release, quick)
+        found = _inspect_hats(path / main, how)
         return {**found, "collection": str(path)}
-    problems: list[str] = []
     tiles = sorted(path.rglob("Npix=*.parquet")) + sorted(path.rglob("Npix=*/*.parquet"))
+    problems: list[str] = []
+    with suppress(OSError, pl.exceptions.PolarsError):
+        listed = pl.read_csv(path / "partition_info.csv").height
+        if listed != len(tiles):
+            problems.append(f"partition_info.csv lists {listed} tiles, {len(tiles)} are there")
+    size = sum(tile.stat().st_size for tile in tiles)
+    return _hats_account(path, [str(tile) for tile in tiles], size, properties, problems, how)
+
+
+def _inspect_remote_hats(catalog: HatsCatalog, how: _How) -> dict[str, Any]:
+    """A HATS catalogue by URL: that all listed tiles are there, its opening has seen to."""
+    paths = [tile.path for tile in catalog.tiles]
+    size = sum(tile.size for tile in catalog.tiles)
+    return _hats_account(catalog.root, paths, size, catalog.properties, [], how)
+
+
+def _hats_account(
+    root: object, tiles: list[str], size: int, properties: Mapping[str, str], problems: list[str], how: _How
+) -> dict[str, Any]:
+    """What the footers of a catalogue's tiles say."""
     names: dict[str, str] = {}
-    total = rows = 0
+    rows = 0
     for tile in tiles:
-        total += tile.stat().st_size
         try:
-            source = open_source(tile, release)
-            rows += _parquet_rows(tile)
+            source = how.open(tile)
+            rows += _parquet_rows(tile, how.storage)
         except GalrayError as error:
             problems.append(error.what)
             continue
@@ -107,24 +174,20 @@ def _inspect_hats(path: Path, release: str, quick: bool) -> dict[str, Any]:
         problems.append("no tiles (Norder=k/Dir=d/Npix=n.parquet) in it")
     elif said is not None and said.isdigit() and int(said) != rows:
         problems.append(f"hats.properties tells of {int(said):,} rows, the tiles hold {rows:,}")
-    with suppress(OSError, pl.exceptions.PolarsError):
-        listed = pl.read_csv(path / "partition_info.csv").height
-        if listed != len(tiles):
-            problems.append(f"partition_info.csv lists {listed} tiles, {len(tiles)} are there")
     kind, missing, notes = _fitness(names, problems) if names else (None, [], [])
-    orders = {part for tile in tiles for part in tile.parts if part.startswith("Norder=")}
+    orders = {part for tile in tiles for part in tile.split("/") if part.startswith("Norder=")}
     return {
-        "path": str(path),
+        "path": str(root),
         "what": "hats",
         "format": "hats",
         "kind": kind,
         "rows": rows,
         "tiles": len(tiles),
         "levels": sorted(int(order.partition("=")[2]) for order in orders),
-        "bytes": total,
+        "bytes": size,
         "columns": list(names),
         "missing": missing,
-        "properties": properties,
+        "properties": dict(properties),
         "problems": problems,
         "notes": notes,
     }
@@ -139,20 +202,20 @@ def _properties(path: Path) -> dict[str, str]:
     return {}
 
 
-def _inspect_file(path: Path, release: str, quick: bool) -> dict[str, Any]:
-    source = open_source(path, release)
+def _inspect_file(path: Path | str, how: _How) -> dict[str, Any]:
+    source = how.open(path)
     problems: list[str] = []
     kind, missing, notes = _fitness(source.names, problems)
     expected = STATE if kind == "states" else (*OBSERVABLES, *ERRORS, *CORRELATIONS)
     wanted = [name for name in ("source_id", *expected) if name in source.names]
     wanted = wanted or list(source.names)[:1]
     found: dict[str, Any] = {"rows": None, "absent_values": {}}
-    if not quick:
+    if not how.quick:
         found = _read_through(source, wanted, problems)
     elif source.format == "parquet":
-        found = {"rows": _parquet_rows(path), "absent_values": _parquet_nulls(source, wanted)}
+        found = {"rows": _parquet_rows(path, how.storage), "absent_values": _parquet_nulls(source, wanted)}
     elif source.format == "csv":
-        found["estimated_rows"] = _estimate_rows(path)
+        found["estimated_rows"] = _estimate_rows(path, how.storage)
     if found["rows"] == 0 and not problems:
         problems.append("no rows")
     return {
@@ -160,7 +223,7 @@ def _inspect_file(path: Path, release: str, quick: bool) -> dict[str, Any]:
         "what": "file",
         "format": source.format,
         "kind": kind,
-        "bytes": path.stat().st_size,
+        "bytes": how.storage.size(path),
         **found,
         "columns": list(source.names),
         "missing": missing,
@@ -211,12 +274,13 @@ def _read_through(source: Source, wanted: list[str], problems: list[str]) -> dic
     return {"rows": rows, "absent_values": {name: count for name, count in absent.items() if count}}
 
 
-def _parquet_rows(path: Path) -> int:
+def _parquet_rows(path: Path | str, storage: Storage) -> int:
     """Rows by the footer."""
     import pyarrow.parquet as pq
 
     try:
-        return int(pq.read_metadata(path).num_rows)
+        with storage.open(path) as stream:
+            return int(pq.read_metadata(stream).num_rows)
     except (OSError, ValueError) as error:
         text = (str(error).splitlines() or [""])[0]
         raise GalrayError(
@@ -228,7 +292,8 @@ def _parquet_nulls(source: Source, wanted: list[str]) -> dict[str, int]:
     """Missing values by the footer's statistics, for the columns that have them in every row group."""
     import pyarrow.parquet as pq
 
-    footer = pq.read_metadata(source.path)
+    with source.storage.open(source.path) as stream:
+        footer = pq.read_metadata(stream)
     columns = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
     nulls: dict[str, int] = {}
     for name in wanted:
@@ -241,11 +306,11 @@ def _parquet_nulls(source: Source, wanted: list[str]) -> dict[str, int]:
     return {name: count for name, count in nulls.items() if count}
 
 
-def _estimate_rows(path: Path) -> int:
+def _estimate_rows(path: Path | str, storage: Storage) -> int:
     """Rows of a text file from the mean length of those at its beginning."""
-    size = path.stat().st_size
+    size = storage.size(path)
     head = b""
-    with path.open("rb") as raw:
+    with storage.open(path) as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw

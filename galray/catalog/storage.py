@@ -155,6 +155,17 @@ class Storage:
         with explained(str(path)), self.open(path) as stream:
             return stream.read()
 
+    def size(self, path: Path | str) -> int:
+        """Bytes of a file or object; 0 where a web server does not tell.
+
+        Raises:
+            GalrayError: It is absent, or may not be read.
+        """
+        if not is_url(path):
+            return Path(path).stat().st_size
+        with explained(str(path)):
+            return int(self.filesystem(str(path)).info(str(path)).get("size") or 0)
+
     def exists(self, path: Path | str) -> bool:
         """True where a file or object of that name can be read.
 

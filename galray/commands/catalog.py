@@ -50,17 +50,45 @@ def ingest(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A star file, a HATS catalogue's root, or a shard store.")],
-    release: Annotated[str, typer.Option(help="Gaia release whose column types apply.")] = "dr3",
+    path: Annotated[
+        str,
+        typer.Argument(help="A star file or a HATS catalogue's root, by path or URL, or a shard store."),
+    ],
+    release: Annotated[
+        str | None, typer.Option(help="Gaia release whose column types apply; dr3 by default.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Read metadata and the head only; the end is not checked.")
     ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="CONFIG", help="Read as this configuration says (release, rename, states, …)."),
+    ] = None,
+    endpoint: EndpointOption = None,
+    anonymous: AnonymousOption = False,
     json: JsonOption = False,
 ) -> None:
     """Say what a star file or a store holds; exit code 1 when something is wrong with it."""
-    from galray.catalog import inspect
+    from galray.catalog import CatalogSettings, inspect
 
-    found = inspect(path, release, quick=quick)
+    settings = CatalogSettings()
+    if config is not None:
+        from galray.config import load_config
+
+        settings = load_config(config).catalog
+    storage = settings.storage
+    if endpoint is not None or anonymous:
+        given: dict[str, Any] = {"endpoint": endpoint or storage.endpoint}
+        given["skip_signature"] = anonymous or storage.skip_signature
+        storage = type(storage).model_validate({**storage.model_dump(), **given})
+    found = inspect(
+        path,
+        release or settings.release,
+        quick=quick,
+        rename=settings.rename,
+        storage=storage,
+        states=settings.states,
+    )
     if json:
         _print_json(found)
     else:

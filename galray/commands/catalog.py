@@ -193,7 +193,9 @@ def fetch(
     Without --columns and --where these are ESA's bulk files, whole and checked against their MD5 (753 GB for
     all of DR3; --healpix and --cone choose the files that overlap). With them, or where --source is the root
     of a HATS catalogue, its tiles are read with those columns, rows and exactly that region alone, by default
-    from the public copy in S3, and written as a smaller HATS catalogue.
+    from the public copy in S3, and written as a smaller HATS catalogue. The chosen columns of a tile cross
+    the network whole, however few rows are kept: --dry-run tells how much that is. The archive itself sends
+    the rows alone; --print-adql prints the query for it.
     """
     from galray.catalog import Region, TileQuery, archive_query, fetch
     from galray.catalog.storage import StorageSettings

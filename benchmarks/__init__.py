@@ -79,7 +79,7 @@ class Bench:
         self.quick = quick
         self.options = argparse.Namespace()
         self.rows: list[Row] = []
-        self.kept: list[dict[str, object]] = []
+        self._keeps = False
         self.path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
         self._cpu = 0.0
 
@@ -92,8 +92,7 @@ class Bench:
 
     def keep_others(self) -> None:
         """Leave rows of the results file that are not measured this time as they are, with their dates."""
-        if self.path.is_file():
-            self.kept = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
+        self._keeps = True
 
     def row(
         self,
@@ -125,8 +124,11 @@ class Bench:
             {**asdict(row), "holds": row.holds, "value": row.value if row.value == row.value else None}
             for row in self.rows
         ]
-        names = {row.name for row in self.rows}
-        rows = [row for row in self.kept if row["name"] not in names] + rows
+        if self._keeps and self.path.is_file():
+            # Read anew every time: another part may be measured at the same time.
+            names = {row.name for row in self.rows}
+            others = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
+            rows = [row for row in others if row["name"] not in names] + rows
         about = {
             "benchmark": self.name,
             "quick": self.quick,

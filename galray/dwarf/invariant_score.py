@@ -20,6 +20,7 @@ looks alike and the base is n(u) times a unit Gaussian; back in the velocities
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -218,7 +219,7 @@ def train_score(
     model.fit_base(u[keep], speeds[keep])
     rows = torch.from_numpy(np.column_stack([u, speeds])).float()
     training = TrainingSettings(
-        epochs=settings.epochs,
+        epochs=math.ceil(settings.steps / max(len(keep) // settings.batch_size, 1)),
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,

@@ -46,14 +46,14 @@ class SphericalMassSettings(Settings):
 class SphericalScoreSettings(Settings):
     """The score network of a sphere, f(r, v_r, v_t) or its projection, and its training."""
 
-    hidden: tuple[int, ...] = Field(default=(32, 32), min_length=1)
+    hidden: tuple[int, ...] = Field(default=(24, 24), min_length=1)
     """Hidden widths of the scalar network whose gradient is the score's correction."""
     base_splines: int = Field(default=10, ge=4, le=30)
     """Splines in ln r of the analytic base: of ln n and of the logarithms of both dispersions."""
     base_roughness: float = Field(default=3e-5, ge=0)
     """Penalty on the base's third differences, per star."""
-    epochs: int = Field(default=40, ge=1)
-    """Passes over the training stars."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimiser steps, whatever the number of stars: whole passes over them are made up from these."""
     batch_size: int = Field(default=1024, ge=8, multiple_of=8)
     """Stars per step."""
     learning_rate: float = Field(default=1e-2, gt=0)

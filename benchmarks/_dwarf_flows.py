@@ -62,9 +62,7 @@ def _positions() -> tuple[float, float]:
 
 def measure_sixd(bench: Bench) -> None:
     """ρ(r) of PlumCoreOm from 10,000 stars with all six coordinates, by score and by moments."""
-    from galray.dwarf.spherical_moments import spherical_moments
-    from galray.dwarf.spherical_score import fit_spherical_score
-
+    from galray.dwarf import fit_spherical_moments, fit_spherical_score
     from galray.mocks.dwarfs import gaia_challenge
 
     mock = gaia_challenge("PlumCoreOm")
@@ -74,7 +72,7 @@ def measure_sixd(bench: Bench) -> None:
     with bench.cpu():
         for seed in range(count):
             w = mock.sample_noisy(stars, 2000 + seed).numpy()
-            ratios["moments"].append(spherical_moments(w, 2.0, seed=seed).density(r) / mock.density(r))
+            ratios["moments"].append(fit_spherical_moments(w, 2.0, seed=seed).density(r) / mock.density(r))
             _, mass = fit_spherical_score(w, 2.0, seed=seed)
             ratios["score"].append(mass.density(r) / mock.density(r))
     for name, found in ratios.items():

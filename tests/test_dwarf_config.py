@@ -42,6 +42,8 @@ def test_there_is_one_for_each_of_five_galaxies_and_a_mock() -> None:
         ("fit.anisotropy.kind=odd", "fit.anisotropy.kind"),
         ("products.radii=[3, 1]", "products.radii"),
         ("galaxy.ellipticity=1.2", "galaxy.ellipticity"),
+        ("galaxy.ellipticity=0.92", "galaxy.ellipticity"),  # no fit could read it back
+        ("galaxy.centre_error=-0.1", "galaxy.centre_error"),
         ("data.min_membership=1", "data.min_membership"),
         ("data.spectroscopy=x.dat", "leave it empty when"),
         ("name.x=1", "'name' is a value, not a section"),
@@ -100,7 +102,8 @@ def test_the_galaxy_is_the_table_and_what_the_configuration_says() -> None:
     assert fornax.pmra_error == 0.01
     assert fornax.light is not None
     assert fornax.light[0] == "king"
-    own = GalaxySettings(ra=10.0, dec=-3.0, distance=50.0, r_half=0.2).resolve("mine")
+    own = GalaxySettings(ra=10.0, dec=-3.0, distance=50.0, r_half=0.2, centre_error=0.01).resolve("mine")
+    assert own.centre_error == 0.01
     assert (own.name, own.light) == ("mine", ("plummer", 0.2, 0.0))
     assert not own.has_proper_motion
     with pytest.raises(GalrayError, match="no such galaxy"):

@@ -13,6 +13,7 @@ from galray.dwarf import (
     LikelihoodSettings,
     SamplerSettings,
     Tracers,
+    compare_haloes,
     fit_halo,
     heldout_log_likelihood,
 )
@@ -128,6 +129,32 @@ def test_held_out_stars_prefer_the_fitted_halo(posterior):
     assert score.shape == (400,)
     prior = HaloPosterior(posterior.model, posterior.model.draw_prior(400, 2))
     assert score.sum() > heldout_log_likelihood(prior, fresh).sum() + 10
+
+
+def test_cored_and_cuspy_haloes_are_compared_on_held_out_stars():
+    """On stars of next to no membership too, and with a centre that each fit draws."""
+    tiny = SamplerSettings(chains=6, warmup=30, draws=50, samples=100)
+    weights = np.where(np.arange(300) % 10 > 0, 0.9, 0.005)
+    stars = _stars(300, seed=3, membership=weights, centre_error_kpc=0.02)
+    found = compare_haloes(stars, HaloFitSettings(anisotropy=OM, sampler=tiny), seed=4)
+    assert found.difference == pytest.approx(found.cored - found.cuspy)
+    assert np.isfinite([found.cored, found.cuspy, found.error]).all()
+    assert abs(found.difference) < 20
+    with pytest.raises(GalrayError, match="hold no star out"):
+        compare_haloes(stars, folds=1)
+
+
+def test_held_out_stars_see_the_centre_of_the_fit(posterior):
+    """The same seed draws the same centre; stars that do not count have no likelihood."""
+    weights = np.where(np.arange(200) % 2 == 0, 1.0, 0.0)
+    one = _stars(200, seed=5, centre_error_kpc=0.1)
+    same = heldout_log_likelihood(posterior, one, seed=7)
+    assert same == pytest.approx(heldout_log_likelihood(posterior, one, seed=7))
+    assert not np.allclose(same, heldout_log_likelihood(posterior, one, seed=8))
+    halves = heldout_log_likelihood(posterior, _stars(200, seed=5, membership=weights))
+    assert halves.shape == (200,)
+    assert (halves[weights == 0] == 0).all()
+    assert (halves[weights == 1] < 0).all()
 
 
 def test_cells_agree_with_star_by_star_evaluation(posterior):

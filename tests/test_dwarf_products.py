@@ -150,8 +150,8 @@ def test_estimators_have_their_published_coefficients() -> None:
     assert walker_mass(1.0, 1e-3) == pytest.approx(580, rel=3e-3)
 
 
-def products(**options: Any) -> Products:
-    base = [CoredHalo(seed=seed) for seed in range(3)]
+def products(*halos: CoredHalo, **options: Any) -> Products:
+    base = list(halos) or [CoredHalo(seed=seed) for seed in range(3)]
     given = {"outermost": 1.5, "dispersion": 10.0, "distance": 80.0} | options
     return Products(base, given.pop("settings", ProductSettings()), **given)
 
@@ -190,6 +190,37 @@ def test_truncation_is_stated_and_used() -> None:
     assert short.value < long.value
     assert short.note == "halo cut at 0.3 kpc"
     assert tidal.note.startswith("halo cut at the tidal radius, about")
+
+
+class FarHalo(CoredHalo):
+    """The same halo, each sample at a distance of its own: r → s r, M → s M, ρ → ρ/s²."""
+
+    def __init__(self, stretch: np.ndarray) -> None:
+        super().__init__(samples=len(stretch), scatter=0.0)
+        self.stretch = stretch
+
+    def density(self, r: Any) -> np.ndarray:
+        s = self.stretch[:, None]
+        return self.rho0 * (1 + np.asarray(r) / s) ** -3 / s**2
+
+
+@pytest.mark.parametrize(("factor", "power"), [("j", -3), ("d", -1)])
+def test_factors_are_seen_from_each_samples_own_distance(factor: str, power: int) -> None:
+    """At a given angle J = ∫ρ² dV/D² goes as s⁻³ and D = ∫ρ dV/D² as s⁻¹."""
+    for stretch in (0.8, 1.25):
+        near, far = products(FarHalo(np.ones(3))), products(FarHalo(np.full(3, stretch)))
+        name = f"log10_{factor}_0.5deg"
+        values = [next(q.value for q in made.quantities() if q.name == name) for made in (near, far)]
+        assert values[1] - values[0] == pytest.approx(power * math.log10(stretch), abs=1e-3)
+
+
+def test_the_pool_keeps_every_samples_distance() -> None:
+    pool = PooledHalo([FarHalo(np.full(4, 1.1)), CoredHalo(samples=4)])
+    assert_allclose(pool.stretch, [1.1] * 4 + [1.0] * 4)
+    # stars weighed by their light: M ∝ s², and n(r) is the halo's own
+    halo, r = FarHalo(np.full(4, 1.1)), np.array([0.2])
+    made = products(halo, stellar_mass=1e6, settings=ProductSettings(stellar_mass_scatter=0))
+    assert_allclose(halo.density(r) - made.dark_density(halo, r), 1.21e6 * halo.number_density(r), rtol=1e-6)
 
 
 def test_the_stars_mass_is_taken_off() -> None:

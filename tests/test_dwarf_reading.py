@@ -16,7 +16,8 @@ from galray.dwarf.light import king_radii, plummer_radii, sersic_radii
 from galray.dwarf.observation import Galaxy, Observation, sky_offsets
 from galray.dwarf.reading import DataSettings, read_observation
 from galray.errors import GalrayError
-from galray.galaxies.config import GalaxySettings
+from galray.galaxies.config import GalaxySettings, load_dwarf_config
+from galray.galaxies.members import observe
 from galray.units import K_PROPER_MOTION
 
 CARINA = GalaxySettings(key="carina").resolve("carina")
@@ -259,6 +260,20 @@ def test_too_few_members(tmp_path: Path) -> None:
     columns["membership"][:] = 0.2
     with pytest.raises(GalrayError, match="20 members"):
         read(write_csv(tmp_path / "b.csv", columns))
+
+
+@pytest.mark.filterwarnings("error")
+def test_velocities_that_are_all_absent_or_all_the_same(tmp_path: Path) -> None:
+    """A placeholder other than 0 is caught before a fit begins; a column of NaN ends in its error alone."""
+    empty = write_csv(tmp_path / "nan.csv", stars() | {"velocity": np.full(80, np.nan)})
+    with pytest.raises(GalrayError, match=r"nan\.csv: 0 members with velocities"):
+        read(empty, replace(CARINA, velocity=np.nan))
+    velocity = stars()["velocity"]
+    velocity[:40] = 999.0
+    path = write_csv(tmp_path / "same.csv", stars() | {"velocity": velocity})
+    config = load_dwarf_config(path, ["galaxy.key=carina"])
+    with pytest.raises(GalrayError, match=r"same\.csv: .*40 of 80 velocities are exactly 999 km/s"):
+        observe(config)
 
 
 def test_missing_files_columns_and_errors(tmp_path: Path) -> None:

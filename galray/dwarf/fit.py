@@ -15,6 +15,7 @@ from galray.dwarf.posterior import HaloPosterior
 from galray.dwarf.sampler import sample
 from galray.dwarf.settings import HaloFitSettings
 from galray.dwarf.tracers import Tracers
+from galray.errors import GalrayError
 
 __all__ = ["HaloComparison", "compare_haloes", "fit_halo", "heldout_log_likelihood"]
 
@@ -86,19 +87,26 @@ def _stretch(tracers: Tracers, count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.exp(relative * rng.standard_normal(count)))
 
 
-def heldout_log_likelihood(posterior: HaloPosterior, tracers: Tracers, most: int = 400) -> np.ndarray:
+def heldout_log_likelihood(
+    posterior: HaloPosterior, tracers: Tracers, most: int = 400, seed: int = 0
+) -> np.ndarray:
     """Give ln of the posterior mean of p(v | R) for stars that were not fitted, shape (n,).
+
+    Where stars count by their membership, one of next to none tells nothing and has 0.
 
     Arguments:
         posterior: Of a fit to other stars of the same galaxy.
         tracers: The held-out stars.
         most: Posterior samples used.
+        seed: Of the fit: where the centre has an error, both draw the same centre.
     """
-    target = GalaxyLikelihood(tracers, posterior.model.settings, 0, posterior.model)
+    target = GalaxyLikelihood(tracers, posterior.model.settings, seed, posterior.model)
     rows = np.unique(np.linspace(0, len(posterior) - 1, min(most, len(posterior))).astype(int))
     with torch.no_grad():
         parts = [target.log_likelihood_stars(q) for q in posterior.samples[rows].split(50)]
-    return (torch.logsumexp(torch.cat(parts), 0) - math.log(len(rows))).numpy()
+    result = np.zeros(len(tracers))
+    result[target.rows] = (torch.logsumexp(torch.cat(parts), 0) - math.log(len(rows))).numpy()
+    return result
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,12 @@ def compare_haloes(
         folds: Parts of the stars, each held out once.
         cored: Range of γ inside the first knot that counts as a core.
         cuspy: Range that counts as a cusp.
+
+    Raises:
+        GalrayError: Fewer than two folds, or too few stars in one.
     """
+    if folds < 2:
+        raise GalrayError(f"folds = {folds} hold no star out", "use 2 or more")
     settings = settings or HaloFitSettings()
     fold = np.random.default_rng(np.random.SeedSequence([seed, 0xF01D])).permutation(len(tracers)) % folds
     scores = np.zeros((2, len(tracers)))
@@ -144,7 +157,9 @@ def compare_haloes(
         bound = settings.model_copy(update={"halo": halo})
         for part in range(folds):
             posterior = fit_halo(tracers.subset(fold != part), bound, seed)
-            scores[k, fold == part] = heldout_log_likelihood(posterior, tracers.subset(fold == part))
+            scores[k, fold == part] = heldout_log_likelihood(
+                posterior, tracers.subset(fold == part), seed=seed
+            )
     gap = scores[0] - scores[1]
     return HaloComparison(
         cored=float(scores[0].sum()),

@@ -93,7 +93,10 @@ class GalaxyLikelihood:
                     f"{tracers.name}: likelihood.membership = 'weights', but no star has a probability",
                     "give membership probabilities, or use 'mixture' or 'none'",
                 )
-            tracers = tracers.subset(tracers.membership > _LEAST_WEIGHT)
+            self.rows = np.flatnonzero(tracers.membership > _LEAST_WEIGHT)
+            tracers = tracers.subset(self.rows)
+        else:
+            self.rows = np.arange(len(tracers))
         self.tracers = tracers
         photometry = tracers.photometry_x is not None
         if choice.positions == "photometry" and not photometry:

@@ -32,6 +32,7 @@ class Galaxy:
         name: Its name.
         ra, dec: Centre, deg; NaN for data that are offsets already.
         distance, distance_error: kpc.
+        centre_error: Of the centre along each axis, kpc.
         r_half, r_half_error: Circularised half-light radius, kpc.
         ellipticity: 1 − b/a on the sky.
         position_angle: Of the major axis, deg, from y (north) to x (east).
@@ -58,6 +59,7 @@ class Galaxy:
     pmdec: float = np.nan
     pmdec_error: float = np.nan
     stellar_mass: float = 0.0
+    centre_error: float = 0.0
     light: tuple[str, float, float] | None = None
 
     @property
@@ -174,6 +176,7 @@ class Observation:
             photometry_membership=self.light_weight if light else None,
             distance_kpc=self.galaxy.distance if known else None,
             distance_error_kpc=self.galaxy.distance_error if known else 0.0,
+            centre_error_kpc=self.galaxy.centre_error,
             direction=(self.galaxy.ra, self.galaxy.dec) if on_sky else None,
             name=self.galaxy.name,
         )

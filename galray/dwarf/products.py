@@ -104,7 +104,12 @@ class ProductSettings(Settings):
         default=0.5, description="A dark slope γ below this at the central radius counts as a core."
     )
     cusp_above: float = Field(default=0.8, description="One above this counts as a cusp.")
-    certain: float = Field(default=0.95, gt=0.5, lt=1, description="Probability from which it is said so.")
+    certain: float = Field(
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="Said so where the opposite (a cusp, for a core) has less than 1 − this probability.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> ProductSettings:
@@ -155,6 +160,15 @@ class PooledHalo:
         parts = [np.asarray(getattr(member, name)(*arguments), dtype=float) for member in self.members]
         least = min(len(part) for part in parts)
         rows = [np.linspace(0, len(part) - 1, least).round().astype(int) for part in parts]
+        return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
+
+    @property
+    def stretch(self) -> Array:
+        """Distance of each sample over the nominal one."""
+        lengths = [len(member.half_light_radius()) for member in self.members]
+        least = min(lengths)
+        rows = [np.linspace(0, length - 1, least).round().astype(int) for length in lengths]
+        parts = [_stretch(member) for member in self.members]
         return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
 
     def __getattr__(self, name: str) -> Any:
@@ -310,7 +324,8 @@ class Products:
         n = _number_density(halo, r)
         rng = np.random.default_rng(self._seed)
         scatter = 10 ** (self.settings.stellar_mass_scatter * rng.standard_normal((len(n), 1)))
-        return self.stellar_mass * scatter * n
+        # the stars were weighed by their light: further away they are brighter, and heavier
+        return self.stellar_mass * _stretch(halo)[:, None] ** 2 * scatter * n
 
     # Numbers -------------------------------------------------------------------------------------------
 
@@ -382,7 +397,9 @@ class Products:
                 def value(h: SampledHalo, factor: Any = factor, angle: float = angle) -> Array:
                     dark = dark_of.setdefault(id(h), _Dark(self, h))
                     limit = self.truncation(h)
-                    return np.log10(factor(dark, self.distance, angle, limit))[:, None]
+                    # ρ and r of each sample are those at its own distance: J ∝ s⁻³ where D has an error
+                    distance = self.distance * _stretch(h)
+                    return np.log10(factor(dark, distance, angle, limit))[:, None]
 
                 label = f"log10 {symbol.upper()} within {words}"
                 found.append(self._quantity(f"log10_{symbol}_{name}", label, f"dex({unit})", value, note))
@@ -390,10 +407,13 @@ class Products:
 
     def truncation(self, halo: SampledHalo) -> Array:
         """Radius at which the halo ends, of each sample, kpc."""
-        choice, count = self.settings.truncation, len(halo.half_light_radius())
+        choice, stretch = self.settings.truncation, _stretch(halo)
+        limit: Array
         if choice == "tidal":
-            return tidal_radius(lambda r: np.asarray(halo.mass(r)), self.distance, self.settings.host_speed)
-        return np.full(count, min(self.outermost if choice == "outermost" else choice, 0.5 * self.distance))
+            limit = tidal_radius(lambda r: np.asarray(halo.mass(r)), self.distance, self.settings.host_speed)
+        else:
+            limit = self.outermost * stretch if choice == "outermost" else choice + 0 * stretch
+        return np.minimum(limit, 0.5 * self.distance * stretch)
 
     def _truncation_words(self) -> str:
         choice = self.settings.truncation
@@ -472,6 +492,12 @@ class _Dark:
         if self._last is None or not np.array_equal(self._last[0], r):
             self._last = (r, self._products.dark_density(self._halo, r))
         return self._last[1]
+
+
+def _stretch(halo: SampledHalo) -> Array:
+    """Distance of each sample over the nominal one, shape (S,); 1 where the distance has no error."""
+    count = len(halo.half_light_radius())
+    return np.broadcast_to(np.asarray(getattr(halo, "stretch", 1.0), dtype=float), (count,))
 
 
 def _number_density(halo: SampledHalo, r: Array) -> Array:

@@ -121,7 +121,7 @@ def read_observation(settings: DataSettings, galaxy: Galaxy) -> Observation:
     _check_positions(table, galaxy)
     notes: list[str] = []
     table = _merge_duplicates(table, account, notes)
-    if not np.isfinite(galaxy.velocity):
+    if not np.isfinite(galaxy.velocity) and len(table):
         galaxy = replace(galaxy, velocity=float(np.median(table["velocity"])))
     x, y = _offsets(table, galaxy)
     motions = _motions(table, galaxy) if settings.proper_motions else {}

@@ -98,7 +98,8 @@ class HaloSettings(Settings):
     steepening_sd: float = Field(default=0.4, gt=0)
     """Prior standard deviation of that growth: the smoothness of the halo."""
     monotone: bool = False
-    """Let the slope never flatten outwards: the growth's prior is then cut at zero."""
+    """Let the slope never flatten outwards: a growth below zero then counts as (nearly) none, so that its
+    prior has a peak at zero."""
     log_density_sd: float = Field(default=2.0, gt=0)
     """Prior standard deviation of ln ρ(R_half) about the value of the virial estimate."""
 

@@ -44,10 +44,13 @@ class GalaxySettings(Settings):
     key: str = Field(default="", description="A galaxy of `galray dwarf list`, by key, name or abbreviation.")
     ra: float | None = Field(default=None, ge=-180, le=360, description="Centre, deg.")
     dec: float | None = Field(default=None, ge=-90, le=90, description="Centre, deg.")
+    centre_error: float | None = Field(
+        default=None, ge=0, description="Of the centre along each axis, kpc; each fit draws its own centre."
+    )
     distance: float | None = Field(default=None, gt=0, description="kpc.")
     distance_error: float | None = Field(default=None, ge=0, description="kpc.")
     r_half: float | None = Field(default=None, gt=0, description="Circularised half-light radius, kpc.")
-    ellipticity: float | None = Field(default=None, ge=0, lt=0.95, description="1 − b/a on the sky.")
+    ellipticity: float | None = Field(default=None, ge=0, lt=0.9, description="1 − b/a on the sky.")
     position_angle: float | None = Field(default=None, description="Of the major axis, deg, north to east.")
     velocity: float | None = Field(default=None, description="Systemic heliocentric velocity, km/s.")
     pmra: float | None = Field(default=None, description="Systemic proper motion, mas/yr.")

@@ -15,6 +15,7 @@ from galray.dwarf.observation import Galaxy, Observation
 from galray.dwarf.reading import read_observation
 from galray.dwarf.settings import HaloFitSettings
 from galray.ensemble import MemberSpec, bootstrap_indices
+from galray.errors import GalrayError
 from galray.galaxies.config import DwarfConfig, MemberSettings
 from galray.provenance import content_hash
 
@@ -35,7 +36,12 @@ def observe(config: DwarfConfig) -> Observation:
     """
     galaxy = config.galaxy.resolve(config.name)
     if config.mock is None:
-        return read_observation(config.data, galaxy)
+        observation = read_observation(config.data, galaxy)
+        try:  # what every fit would refuse must be said before one is started
+            observation.tracers().check()
+        except GalrayError as error:
+            raise GalrayError(f"{config.data.spectroscopy}: {error.what}", error.remedy) from None
+        return observation
     from galray.mocks.dwarfs import gaia_challenge
 
     mock = config.mock

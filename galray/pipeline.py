@@ -93,6 +93,7 @@ class Pipeline:
             store = self.run_catalog()
             if until == "catalog":
                 return Run(self.folder)
+            store.require_stars()
             if "vertical" in self.config.methods:
                 self.run_vertical(store)
             else:
@@ -119,6 +120,7 @@ class Pipeline:
             if self.config.mock is not None:
                 self.run_mock()
             store = self.run_catalog()
+            store.require_stars()
             outcomes = self.run_members(store, only=family)
         return outcomes[0].folder
 
@@ -517,6 +519,7 @@ def measure_store(store_path: Path) -> dict[str, Any]:
     from galray.combination import moments_summary
 
     store = ShardStore(store_path)
+    store.require_stars()
     if store.ball is None:
         raise GalrayError(f"{store_path}: was not cut at a ball", "ingest with catalog.ball.radius_kpc set")
     return moments_summary(store)

@@ -22,6 +22,8 @@ from galray.catalog import (
     ingest,
     inspect,
     plan,
+    summarize,
+    verify,
     write_gaia_source,
 )
 from galray.catalog import merge as merge_module
@@ -280,6 +282,40 @@ def test_stars_without_radial_velocity_get_a_store_of_their_own(gaia_files, tmp_
     assert np.linalg.norm(offset, axis=1).max() < 3.001
     with pytest.raises(GalrayError, match="no radial velocity"):
         store.no_rv.states()
+
+
+def test_stars_that_all_lack_a_radial_velocity(tmp_path):
+    stars(400, rv_fraction=0).write_parquet(tmp_path / "a.parquet")
+    stars(300, seed=1, rv_fraction=0).write_parquet(tmp_path / "b.parquet")
+    options = {"files": (f"{tmp_path}/*.parquet",), "num_shards": 3, "views": ("shards", "tiles")}
+    with pytest.raises(GalrayError, match=r"no star is left of 700 rows: cut:no_radial_velocity 700"):
+        ingest(CatalogSettings(**options), tmp_path / "none")
+    catalog = CatalogSettings(**options, require_rv=False)
+    store = ingest(catalog, tmp_path / "store")
+    assert store.row_account == {"rows_in": 700, "kept": 0, "kept_no_rv": 700}
+    assert adds_up(store)
+    assert adds_up(store.no_rv)
+    assert (store.num_rows, len(store.shards), store.no_rv.num_rows) == (0, 3, 700)
+    assert {"source_id", "x", "vx", "radial_velocity"} <= set(store.columns)
+    assert store.states().shape == (0, 6)
+    assert store.draw(1).account["rows"] == 0
+    assert not verify(store.path).problems
+    assert not verify(store.no_rv.path).problems
+    assert (store.no_rv.path / "sky" / "hats.properties").is_file()
+    assert summarize(store).num_stars == 0
+    assert inspect(str(store.path))["rows"] == 0
+    with pytest.raises(GalrayError, match="no star in it has a radial velocity"):
+        store.require_stars()
+    store.no_rv.require_stars()
+    made = store.manifest["created"]
+    assert ingest(catalog, tmp_path / "store").manifest["created"] == made
+    # A file with velocities beside them fills the view.
+    stars(200, seed=2, rv_fraction=1).write_parquet(tmp_path / "c.parquet")
+    both = ingest(catalog, tmp_path / "store")
+    assert (both.num_rows, both.no_rv.num_rows) == (200, 700)
+    alone = ingest(CatalogSettings(**{**options, "files": (f"{tmp_path}/c.parquet",)}), tmp_path / "alone")
+    assert both.table().equals(alone.table())
+    both.require_stars()
 
 
 def test_the_real_sample(test_data, tmp_path):

@@ -20,19 +20,28 @@ from galray import __version__
 from galray.errors import GalrayError
 
 __all__ = [
+    "AGENT",
+    "DROPPED",
     "DiskError",
+    "Part",
     "Patience",
     "Stopped",
     "content_length",
     "download",
+    "give_up",
     "md5_of",
+    "pause",
     "read_small",
     "unwritable",
 ]
 
 _BLOCK = 1 << 18
-_AGENT = f"galray/{__version__}"
-_DROPPED = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError, urllib.error.URLError)
+AGENT = f"galray/{__version__}"
+"""How requests name their sender."""
+
+DROPPED = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError, urllib.error.URLError)
+"""Errors of the network and of servers, HTTP's status codes among them."""
+
 _FINAL = (400, 401, 403, 404, 405, 410, 451)
 
 
@@ -63,8 +72,10 @@ class Patience:
     corrupt: int = 3
 
 
-def _request(url: str, method: str = "GET", begin: int = 0) -> urllib.request.Request:
-    headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}
+def _request(
+    url: str, method: str = "GET", begin: int = 0, encoding: str = "identity"
+) -> urllib.request.Request:
+    headers = {"User-Agent": AGENT, "Accept-Encoding": encoding}
     if begin:
         headers["Range"] = f"bytes={begin}-"
     return urllib.request.Request(url, headers=headers, method=method)
@@ -79,7 +90,7 @@ def _why(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _give_up(url: str, error: BaseException, failures: int, patience: Patience) -> None:
+def give_up(url: str, error: BaseException, failures: int, patience: Patience) -> None:
     """Raise the user's error when a failure is final, or the last of too many."""
     if isinstance(error, urllib.error.HTTPError) and error.code in _FINAL:
         raise GalrayError(f"{url}: {_why(error)}", "check the address") from None
@@ -92,7 +103,7 @@ def _give_up(url: str, error: BaseException, failures: int, patience: Patience) 
         ) from None
 
 
-def _pause(failures: int, patience: Patience, stop: threading.Event | None) -> None:
+def pause(failures: int, patience: Patience, stop: threading.Event | None) -> None:
     """Wait before the next attempt, ever longer."""
     seconds = min(patience.wait * 2 ** max(0, failures - 1), patience.longest)
     if (stop or threading.Event()).wait(seconds):
@@ -105,10 +116,10 @@ def _patiently(act: Callable[[], Any], url: str, patience: Patience) -> Any:
     while True:
         try:
             return act()
-        except _DROPPED as error:
+        except DROPPED as error:
             failures += 1
-            _give_up(url, error, failures, patience)
-        _pause(failures, patience, None)
+            give_up(url, error, failures, patience)
+        pause(failures, patience, None)
 
 
 def read_small(url: str, patience: Patience) -> bytes:
@@ -195,7 +206,7 @@ def download(
     found = ""
     for _ in range(patience.corrupt):
         try:
-            found = _Part(part).complete(url, patience, stop, count)
+            found = Part(part).complete(url, patience, stop, count)
             if found == md5.lower():
                 size = part.stat().st_size
                 part.replace(path)
@@ -210,15 +221,17 @@ def download(
     )
 
 
-class _Part:
+class Part:
     """The bytes of a file that have come so far, and their MD5.
 
     Arguments:
         path: Where they are.
+        encoding: The content encodings that the server may use; the bytes are kept as they come.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str = "identity") -> None:
         self.path = path
+        self.encoding = encoding
         self.size = path.stat().st_size if path.exists() else 0
         self.digest = md5_of(path) if self.size else hashlib.md5(usedforsecurity=False)
 
@@ -228,11 +241,12 @@ class _Part:
         """Append what one answer brings; True when the file is then whole.
 
         Raises:
-            OSError: Of the network (`_DROPPED`) before the first byte, or of the disk.
+            OSError: Of the network (`DROPPED`) before the first byte, or of the disk.
             Stopped: `stop` was set.
         """
         try:
-            answer = urllib.request.urlopen(_request(url, begin=self.size), timeout=timeout)
+            request = _request(url, begin=self.size, encoding=self.encoding)
+            answer = urllib.request.urlopen(request, timeout=timeout)
         except urllib.error.HTTPError as error:
             if error.code == 416 and self.size:
                 error.close()
@@ -243,7 +257,9 @@ class _Part:
             if begin != self.size:
                 self.size, self.digest = 0, hashlib.md5(usedforsecurity=False)
             with self.path.open("ab" if self.size else "wb") as stream:
-                while block := _read(answer, stop):
+                while (block := _read(answer, stop)) != b"":
+                    if block is None:
+                        return False
                     stream.write(block)
                     self.size += len(block)
                     self.digest.update(block)
@@ -265,22 +281,22 @@ class _Part:
             try:
                 if self.receive(url, patience.timeout, stop, count):
                     return str(self.digest.hexdigest())
-            except _DROPPED as error:
+            except DROPPED as error:
                 why = error
             failures = 0 if self.size > most else failures + 1
             most = max(most, self.size)
-            _give_up(url, why, failures, patience)
-            _pause(failures, patience, stop)
+            give_up(url, why, failures, patience)
+            pause(failures, patience, stop)
 
 
-def _read(answer: Any, stop: threading.Event | None) -> bytes:
-    """The next bytes of an answer; none at its end, or where the connection broke."""
+def _read(answer: Any, stop: threading.Event | None) -> bytes | None:
+    """The next bytes of an answer; none of them at its end, None where the connection broke."""
     if stop is not None and stop.is_set():
         raise Stopped
     try:
         block: bytes = answer.read1(_BLOCK) if hasattr(answer, "read1") else answer.read(_BLOCK)
     except (http.client.HTTPException, OSError):
-        return b""  # what has come is kept; the length tells that it is not all
+        return None  # what has come is kept
     return block
 
 

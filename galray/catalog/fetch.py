@@ -1,4 +1,4 @@
-"""Gaia's catalogue brought here: whole bulk files, or chosen columns and rows of a HATS copy."""
+"""Gaia's catalogue brought here: bulk files, or chosen columns and rows of a HATS copy or the archive."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import contextlib
 import fcntl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from galray.catalog.download import Patience, unwritable
+from galray.catalog.fetch_archive import count_rows, fetch_archive
 from galray.catalog.fetch_bulk import choose, fetch_files, list_files, total_bytes
 from galray.catalog.fetch_state import Advance
 from galray.catalog.fetch_tiles import HATS, TileQuery, estimate, fetch_tiles, prune
 from galray.catalog.hats import HatsCatalog, open_hats
 from galray.catalog.regions import Region
 from galray.catalog.storage import Storage, StorageSettings, is_url
+from galray.catalog.tap import ARCHIVE, TapService
 from galray.errors import GalrayError
 
 __all__ = ["fetch"]
@@ -31,6 +33,8 @@ def fetch(
     columns: Sequence[str] = (),
     where: str | None = None,
     source: str | None = None,
+    via: Literal["files", "archive"] = "files",
+    chunks: int | None = None,
     storage: StorageSettings | None = None,
     workers: int = 4,
     dry_run: bool = False,
@@ -44,7 +48,9 @@ def fetch(
     Parquet. Either way a second call goes on where an earlier one ended.
 
     A tile's columns cross the network whole, whatever share of their rows is wanted: a dry run tells their
-    bytes. Where that is too much, `galray.catalog.archive_query` is the same question to the Gaia archive.
+    bytes. ``via="archive"`` has the Gaia archive choose the rows, so that these alone are sent: its TAP
+    service runs the query range of source_id by range, and each answer becomes a Parquet file. No login is
+    needed.
 
     Arguments:
         to: The folder; may be None with `dry_run`.
@@ -53,16 +59,20 @@ def fetch(
         files: The first so many files or tiles.
         columns: Columns of the tiles; all of them by default. ``6d`` stands for those of an ingest.
         where: SQL condition on the tiles' rows; missing values meet none.
-        source: Where the files are, instead of ESA's server or the public HATS copy: a folder or URL.
+        source: Where the files are, instead of ESA's server or the public HATS copy: a folder or URL; of the
+            archive, the root of another TAP service.
+        via: ``files``, or the ``archive``'s service.
+        chunks: Ranges of source_id to ask the archive for, to begin with; one too large is cut.
         storage: How an object store is reached.
-        workers: Files at a time.
-        dry_run: Only find out how much it would be.
+        workers: Files, or the archive's jobs, at a time.
+        dry_run: Only find out how much it would be; the archive counts the rows.
         patience: How long a server's failures are borne.
         advance: Told files done, files to do and bytes received so far.
 
     Returns:
-        Plain values: ``what`` (bulk or tiles), ``files, bytes, fetched, received``, and of tiles ``rows_in,
-        rows``. Of a dry run ``bytes`` are those to transfer, ``exact`` where they are no estimate.
+        Plain values: ``what`` (bulk, tiles or archive), ``files, bytes, fetched, received``, of tiles
+        ``rows_in, rows``, of the archive ``chunks, rows``. Of a dry run ``bytes`` are those to transfer,
+        ``exact`` where they are no estimate.
 
     Raises:
         GalrayError: What is asked for makes no sense or cannot be had, or the folder cannot be written.
@@ -76,6 +86,22 @@ def fetch(
     patience = patience or Patience()
     query = TileQuery(tuple(columns), where, region)
     query.cut()  # a wrong condition is told before anything is asked of a server
+    if via == "archive":
+        if files is not None:
+            raise GalrayError("--files has no counterpart in a query", "use --healpix or --cone")
+        if chunks is not None and chunks < 1:
+            raise GalrayError(f"{chunks} chunks are none", "ask for at least one")
+        service = TapService(source or ARCHIVE, patience)
+        if dry_run:
+            rows, bytes_ = count_rows(query, release, service)
+            return {"what": "archive", "rows": rows, "bytes": bytes_, "exact": False}
+        assert to is not None
+        folder = Path(to).expanduser()
+        with _alone(folder):
+            asked: dict[str, Any] = {"chunks": chunks, "workers": workers, "advance": advance}
+            return {"what": "archive", **fetch_archive(query, release, folder, service, **asked)}
+    if chunks is not None:
+        raise GalrayError("--chunks is for the archive", "add --via archive, or leave it out")
     catalog, store = _catalog(release, query, source, storage)
     if catalog is None:
         chosen = choose(list_files(release, source, patience), region, files)
@@ -110,7 +136,7 @@ def _catalog(
         if release not in HATS:
             raise GalrayError(
                 f"no public HATS copy of release '{release}' is known for --columns and --where",
-                "name the root of one with --source, or ask the archive with --print-adql",
+                "name the root of one with --source, or add --via archive",
             )
         source = HATS[release]
         if settings is None or settings == StorageSettings():

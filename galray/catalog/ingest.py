@@ -67,7 +67,8 @@ def ingest(
     files and settings is returned as it is; an interrupted ingest goes on with the files and shards that are
     missing, and so does one that ended because more files were bad than ``allow_bad``, whether these have
     been mended or ``allow_bad`` raised. The stars, their shards and tiles and the checksums do not depend on
-    `num_workers`.
+    `num_workers`. Where stars without radial velocity are kept (``require_rv = false``) and no others are
+    left, the store has all its columns and no rows, and the stars are in `ShardStore.no_rv`.
 
     Arguments:
         settings: What to read, cut and keep.

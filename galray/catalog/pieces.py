@@ -49,6 +49,11 @@ class PieceWriter:
         self._sink: pa.NativeFile | None = None
         self._writer: pa.RecordBatchFileWriter | None = None
 
+    @property
+    def has_rows(self) -> bool:
+        """True where rows have been added."""
+        return self.rows + self._held_rows > 0
+
     def add(self, frame: pl.DataFrame) -> None:
         """Take rows with a column `SHARD`; memory stays bounded, whatever their number."""
         self._held.append(frame)
@@ -76,8 +81,21 @@ class PieceWriter:
             self._index.append((shard, count, int(part.min()), int(part.max())))
         self.rows += frame.height
 
+    def add_schema(self, frame: pl.DataFrame) -> None:
+        """Let there be a file even without rows, of the columns of a frame with a column `SHARD`."""
+        self._flush()
+        if self._writer is None:
+            frame = frame.clear().drop(SHARD)
+            self.schema = frame.schema
+            self._sink = pa.OSFile(str(self._temporary), "wb")
+            schema = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+            self._writer = pa.ipc.new_file(self._sink, schema)
+
     def close(self) -> int:
-        """Write the rest and publish; returns the number of rows. Without rows there is no file."""
+        """Write the rest and publish; returns the number of rows.
+
+        Without rows and without `add_schema` there is no file.
+        """
         self._flush()
         if self._writer is None or self._sink is None:
             return 0
@@ -86,7 +104,7 @@ class PieceWriter:
         self._writer = self._sink = None
         index = temporary_name(self.path)
         with index.open("wb") as stream:
-            np.save(stream, np.asarray(self._index, dtype=np.int64))
+            np.save(stream, np.asarray(self._index, dtype=np.int64).reshape(-1, 4))
         index.replace(self.path.with_suffix(".npy"))
         self._temporary.replace(self.path)
         return self.rows

@@ -148,6 +148,18 @@ class ShardStore:
         """The fraction of stars with radial velocity by magnitude, colour and sky, where it was counted."""
         return RVSelection.open(self.path / "selection") if self.manifest.get("selection") else None
 
+    def require_stars(self) -> None:
+        """Refuse to go on without 6D stars, as when ``require_rv = false`` kept others alone.
+
+        Raises:
+            GalrayError: There are none.
+        """
+        if not self.num_rows:
+            raise GalrayError(
+                f"{self.path}: no star in it has a radial velocity, and so none a 6D state",
+                "give files with radial velocities; the stars without are in the store's no_rv",
+            )
+
     def table(
         self, columns: Sequence[str] | None = None, shards: Iterable[int] | None = None
     ) -> pl.DataFrame:

@@ -100,7 +100,7 @@ class Stages:
             raise GalrayError(
                 "catalog.files mixes Gaia tables and 6D tables", "ingest them into two stores, one kind each"
             )
-        if self.account["kept"] == 0:
+        if not self.account["kept"] + self.account["kept_no_rv"]:
             raise GalrayError(
                 f"no star is left of {self.account['rows_in']:,} rows: {_describe(self.account)}",
                 "loosen the cuts or the ball in [catalog], or give other files",
@@ -254,7 +254,8 @@ class Stages:
         from galray.provenance import now
 
         about = {"name": f"galray_{view}", "created": now(), "galray": __version__, "max_rows": str(limit)}
-        for _ in self._answers([("catalog", (written, view, self.out, about))]):
+        # A view without stars has no tiles, and no catalogue of them.
+        for _ in self._answers([("catalog", (written, view, self.out, about))] if written else []):
             pass
         return {"max_rows": limit, "num_rows": sum(e["rows"] for e in written), "files": written}
 

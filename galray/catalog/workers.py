@@ -128,9 +128,12 @@ class Worker:
         tiles = "tiles" in self.settings.views
         frame = self.settings.frame.build()
         pixels: dict[str, list[np.ndarray]] = {view: [] for view in VIEWS}
+        none: pl.DataFrame | None = None
         try:
             for batch in source.batches(selection.columns):
                 for view, stars in zip(VIEWS, selection.apply(batch, row), strict=True):
+                    if view == "6d" and stars is not None:
+                        none = stars.clear()
                     if stars is not None and stars.height:
                         if tiles:
                             sky = healpix_29(stars, frame)
@@ -138,6 +141,9 @@ class Worker:
                             pixels[view].append(pixel_counts(sky, self.settings.tiles.max_level))
                         pieces[view].add(stars)
                 row += batch.height
+            if pieces["no_rv"].has_rows and none is not None:
+                # Should no file have 6D stars, the store's 6D view is empty, with its columns all the same.
+                pieces["6d"].add_schema(none)
             kept = {view: piece.close() for view, piece in pieces.items()}
         finally:
             for piece in pieces.values():
@@ -147,7 +153,7 @@ class Worker:
         views = {
             view: {"rows": kept[view], "schema": _plain_schema(piece.schema)}
             for view, piece in pieces.items()
-            if kept[view]
+            if piece.schema is not None
         }
         for view, counts in pixels.items():
             if counts:

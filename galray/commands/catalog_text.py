@@ -29,6 +29,10 @@ _FATES = {"rows_in": "rows read", "kept": "kept", "kept_no_rv": "kept without ra
 def fetched(found: Mapping[str, Any], folder: object) -> str:
     """The result of `galray.catalog.fetch`."""
     size = "size unknown" if found["bytes"] is None else _size(found["bytes"])
+    if found["what"] == "archive" and "exact" in found:
+        return (
+            f"{found['rows']:,} rows, about {size} as text to transfer, less where the archive compresses it"
+        )
     kind = "tile" if found["what"] == "tiles" else "file"
     text = f"{found['files']:,} {kind}{'s' * (found['files'] != 1)}, {size}"
     if "exact" in found:
@@ -37,7 +41,12 @@ def fetched(found: Mapping[str, Any], folder: object) -> str:
         return text + of + about
     if kind == "tile":
         text += f", {found['rows']:,} of {found['rows_in']:,} rows"
-    return f"{text} in {folder}; {found['fetched']:,} fetched now ({_size(found['received'])} received)"
+    if found["what"] == "archive":
+        text += f", {found['rows']:,} rows"
+        unit = f" of {found['chunks']:,} ranges"
+    else:
+        unit = ""
+    return f"{text} in {folder}; {found['fetched']:,}{unit} fetched now ({_size(found['received'])} received)"
 
 
 def inspection(found: Mapping[str, Any]) -> Group:

@@ -31,6 +31,7 @@ from galray.catalog import workers as workers_module
 from galray.catalog.columns import OBSERVABLES
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
+from galray.pipeline import measure_store
 from tests.catalog_stars import stars
 
 CUTS = {"parallax_snr": 10, "good": "ruwe < 1.3", "bright": "phot_g_mean_mag < 14.5"}
@@ -306,6 +307,8 @@ def test_stars_that_all_lack_a_radial_velocity(tmp_path):
     assert inspect(str(store.path))["rows"] == 0
     with pytest.raises(GalrayError, match="no star in it has a radial velocity"):
         store.require_stars()
+    with pytest.raises(GalrayError, match="no star in it has a radial velocity"):
+        measure_store(store.path)
     store.no_rv.require_stars()
     made = store.manifest["created"]
     assert ingest(catalog, tmp_path / "store").manifest["created"] == made

@@ -17,6 +17,7 @@ from galray.dwarf.dispersion import dispersion, rings, surface_density
 from galray.dwarf.observation import Galaxy, Observation
 from galray.dwarf.products import PooledHalo, Products, ProductSettings, verdict, walker_mass, wolf_mass
 from galray.errors import GalrayError
+from galray.galaxies.page import spread
 from galray.units import GEV_PER_CM3, MSUN_PC3, G
 
 GEV = GEV_PER_CM3 / MSUN_PC3
@@ -322,3 +323,16 @@ def test_the_surface_density_holds_one_star_in_all() -> None:
 def test_settings_that_make_no_sense(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"products\."):
         ProductSettings.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "words"),
+    [
+        ((0.19, 0.1976, 0.2, 0.2031, 0.21), "0.200 +0.003 −0.002"),
+        ((17.0, 18.0, 18.12, 18.26, 18.5), "18.12 +0.14 −0.12"),
+        ((1.0, 1.0, 1.0, 1.0, 1.0), "1.00 +0.00 −0.00"),
+        ((1e8, 1.8e8, 2.08e8, 2.41e8, 3e8), "(2.08 +0.33 −0.28) × 10⁸"),
+    ],
+)
+def test_a_known_error_is_never_printed_as_zero(quantiles: tuple[float, ...], words: str) -> None:
+    assert spread(quantiles) == words

@@ -139,6 +139,9 @@ def spread(quantiles: Any) -> str:
     power = math.floor(math.log10(abs(middle))) if middle else 0
     if -2 <= power < 4:
         digits = 2 if abs(middle) < 100 else 0
+        smaller = min(high - middle, middle - low)
+        if 0 < smaller < 0.5 * 10.0**-digits:  # an error that is known must not read 0.00
+            digits = min(-math.floor(math.log10(smaller)), 6)
         return f"{middle:.{digits}f} +{high - middle:.{digits}f} −{middle - low:.{digits}f}".replace(
             " -", " −"
         )

@@ -180,3 +180,23 @@ def test_a_fit_finds_the_stars_density_and_dispersion():
     assert np.isfinite(fit.density(r)).all()
     kernel = choose_bandwidth(np.stack([tracers.x, tracers.y, tracers.v], -1), tracers.v_error)
     assert 0.02 < kernel.position < 0.6
+
+
+@pytest.mark.parametrize("loss", ["projected", "kernel"])
+def test_stars_of_no_membership_do_not_draw_the_fit(loss):
+    """A fast, wide foreground of membership 0 changes nothing but the batches."""
+    states = gaia_challenge("PlumCoreIso").sample(600, 1).numpy()
+    rng = np.random.default_rng(3)
+    field = np.zeros((400, 6))
+    field[:, :2], field[:, 5] = 4 * rng.standard_normal((400, 2)), 80 + 60 * rng.standard_normal(400)
+    member = np.r_[np.ones(600), np.zeros(400)]
+    options = {"loss": loss, "steps": 100, "batch": 200, "base": 1024, "learning_rate": 0.05, "seed": 1}
+    alone = fit_flow(Tracers.project(states, 2.0), **options)
+    among = fit_flow(Tracers.project(np.vstack([states, field]), 2.0, membership=member), **options)
+    r = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    with torch.no_grad():
+        sigma, other = (fit.flow.dispersions(r)[0].numpy() for fit in (alone, among))
+        n, n_other = (torch.exp(fit.flow.positions.log_density(r)).numpy() for fit in (alone, among))
+    assert among.v_sys == pytest.approx(alone.v_sys)
+    assert other == pytest.approx(sigma, rel=0.15)
+    assert n_other == pytest.approx(n, rel=0.3)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from galray.dwarf.flow import OdeRadialFlow, RadialFlow, RadialMap, SphereFlow
 from galray.dwarf.jeans import inverse_jeans
+from galray.dwarf.likelihood import weighted_quantile
 from galray.dwarf.tracers import Tracers
 from galray.dwarf.velocities import Shape
 from galray.errors import GalrayError
@@ -224,7 +225,8 @@ def fit_flow(
     """Train n(r) and σ_r(r) of a spherical flow on sky positions and line-of-sight velocities.
 
     Arguments:
-        tracers: The stars; they are checked.
+        tracers: The stars; they are checked. Where they have memberships, a star enters a step's batch with a
+            chance that is in proportion to its own.
         anisotropy: β(r) of tensors; none is isotropic. This method takes it as given.
         loss: Smoothed by a kernel, or projected exactly.
         form: The monotone map, or the ODE.
@@ -246,15 +248,18 @@ def fit_flow(
     v_sys = float(np.average(tracers.v, weights=tracers.membership))
     points = np.stack([tracers.x, tracers.y, tracers.v - v_sys], -1)
     radius = np.hypot(points[:, 0], points[:, 1])
-    half = float(np.median(radius))
+    weight = np.ones(len(tracers)) if tracers.membership is None else tracers.membership
+    half = weighted_quantile(radius, weight, 0.5)
     positions: RadialFlow
     if form == "fast":
         positions = RadialMap(0.8 * half, cusp=0.1 if cusp is None else cusp, learn_cusp=cusp is None)
     else:
         positions = OdeRadialFlow(0.8 * half, cusp=float(cusp or 0.0), seed=seed)
-    flow = SphereFlow(positions, half, float(points[:, 2].std()), anisotropy, non_gaussian)
+    spread = math.sqrt(float(np.average(points[:, 2] ** 2, weights=weight)))
+    flow = SphereFlow(positions, half, spread, anisotropy, non_gaussian)
     if loss == "kernel" and kernel is None:
-        kernel = choose_bandwidth(points, tracers.v_error, seed)
+        likely = weight > 0.5
+        kernel = choose_bandwidth(points[likely], tracers.v_error[likely], seed)
     stars, error = torch.from_numpy(points), torch.from_numpy(tracers.v_error)
     r = torch.from_numpy(radius.clip(0.005 * half, 30.0 * half))
     outermost = 60.0 * half
@@ -270,7 +275,11 @@ def fit_flow(
     for i in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (0.5 * (1 + math.cos(math.pi * i / steps)) + 0.01)
-        rows = torch.from_numpy(rng.permutation(len(stars))[:batch])
+        if tracers.membership is None:
+            chosen = rng.permutation(len(stars))[:batch]
+        else:
+            chosen = rng.choice(len(stars), min(batch, len(stars)), p=weight / weight.sum())
+        rows = torch.from_numpy(chosen)
         if loss == "kernel":
             assert kernel is not None
             value = kernel_loss(flow, stars[rows], error[rows], kernel, z, smear[:, rows], log_weight)

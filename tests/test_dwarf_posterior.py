@@ -276,3 +276,39 @@ def test_shapes_and_settings_that_disagree_are_refused():
     perspective = HaloFitSettings(likelihood=LikelihoodSettings(perspective=True))
     with pytest.raises(GalrayError, match="needs the distance"):
         GalaxyLikelihood(_stars(100), perspective, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distance_kpc": -5.0}, "distance_kpc = -5"),
+        ({"distance_kpc": 0.0}, "distance_kpc = 0"),
+        ({"distance_kpc": 80.0, "distance_error_kpc": -1.0}, "distance_error_kpc = -1"),
+        ({"centre_error_kpc": -0.1}, "centre_error_kpc = -0.1"),
+        ({"distance_kpc": float("inf")}, "distance_kpc = inf"),
+    ],
+)
+def test_distances_and_their_errors_are_checked(changes, message):
+    with pytest.raises(GalrayError, match=message):
+        _stars(100, **changes).check()
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("likelihood", {"foreground_sigma": [-5, 20]}, "foreground_sigma"),
+        ("likelihood", {"foreground_sigma": [50, 20]}, "foreground_sigma"),
+        ("likelihood", {"foreground_mean": [0, -5]}, "foreground_mean"),
+        ("likelihood", {"systemic_motion": [0, 0, 0]}, "systemic_motion"),
+        ("halo", {"steepening": 1e5}, "steepening"),
+        ("halo", {"log_density_sd": 1e6}, "log_density_sd"),
+    ],
+)
+def test_absurd_priors_are_refused(section, changes, message):
+    with pytest.raises(ValueError, match=message):
+        HaloFitSettings.model_validate({section: changes})
+
+
+def test_a_footprint_without_stars_is_refused():
+    with pytest.raises(GalrayError, match="footprint = 1e-05 kpc holds 0 stars"):
+        fit_halo(_stars(100), HaloFitSettings(likelihood=LikelihoodSettings(footprint=1e-5)))

@@ -123,6 +123,11 @@ class GalaxyLikelihood:
         half = weighted_quantile(place, place_weight, 0.5)
         self.footprint = float(choice.footprint or min(place.max() * (1 + 1e-9), _LARGEST_RADIUS * half))
         inside = place <= self.footprint
+        if inside.sum() < 10:
+            raise GalrayError(
+                f"{tracers.name}: likelihood.footprint = {self.footprint:g} kpc holds {inside.sum()} stars",
+                "it is the radius within which positions are complete: give it in kpc, or leave it away",
+            )
         place, place_weight = place[inside], place_weight[inside]
         self.background = (self.photometric and tracers.photometry_membership is None) or (
             self.membership == "mixture" and not self.photometric

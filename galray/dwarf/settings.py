@@ -93,14 +93,14 @@ class HaloSettings(Settings):
     """Radii of the slope's knots in projected half-light radii, rising."""
     inner_slope: tuple[float, float] = (-0.3, 2.0)
     """Flat prior of γ inside the first knot: cores and cusps alike."""
-    steepening: float = 0.3
+    steepening: float = Field(default=0.3, ge=-3, le=5)
     """Prior mean of the slope's growth per factor 2 in radius (an NFW halo has 0 to 0.35)."""
     steepening_sd: float = Field(default=0.4, gt=0)
     """Prior standard deviation of that growth: the smoothness of the halo."""
     monotone: bool = False
     """Let the slope never flatten outwards: a growth below zero then counts as (nearly) none, so that its
     prior has a peak at zero."""
-    log_density_sd: float = Field(default=2.0, gt=0)
+    log_density_sd: float = Field(default=2.0, gt=0, le=20)
     """Prior standard deviation of ln ρ(R_half) about the value of the virial estimate."""
 
     @model_validator(mode="after")
@@ -145,6 +145,15 @@ class LikelihoodSettings(Settings):
     """Shift the centre by a draw from its error, one draw per fit (so per member of an ensemble)."""
     nodes: int = Field(default=200, ge=20)
     """Radii at which the projected moments are evaluated: neighbours in R share one."""
+
+    @model_validator(mode="after")
+    def _widths(self) -> LikelihoodSettings:
+        _check_range("likelihood.foreground_sigma", self.foreground_sigma, 0.1, 1e4)
+        for name in ("foreground_mean", "systemic_motion"):
+            value = getattr(self, name)
+            if value is not None and value[-1] <= 0:
+                raise ValueError(f"likelihood.{name} = {value}: its last number is an error, above 0")
+        return self
 
 
 class SamplerSettings(Settings):

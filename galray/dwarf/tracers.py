@@ -153,10 +153,21 @@ class Tracers:
             These tracers.
 
         Raises:
-            GalrayError: NaN or infinite values; zero or negative errors; memberships outside [0, 1]; the same
-                velocity (0, say) standing for a missing one; fewer than 30 members; offsets too large for the
-                distance (degrees taken for radians); a centre outside the data.
+            GalrayError: A distance or its error below 0; NaN or infinite values; zero or negative errors;
+                memberships outside [0, 1]; the same velocity (0, say) standing for a missing one; fewer than
+                30 members; offsets too large for the distance (degrees taken for radians); a centre outside
+                the data.
         """
+        zero = "0 or more"
+        for key, least in (
+            ("distance_kpc", "above 0"),
+            ("distance_error_kpc", zero),
+            ("centre_error_kpc", zero),
+        ):
+            number = getattr(self, key)
+            low = np.nextafter(0, 1) if least == "above 0" else 0.0
+            if number is not None and not low <= number < np.inf:
+                raise GalrayError(f"{self.name}: {key} = {number:g}", f"it must be {least}, in kpc")
         for key in (*_STARS, *_PHOTOMETRY):
             value = getattr(self, key)
             if value is None:

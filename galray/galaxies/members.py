@@ -39,8 +39,8 @@ def observe(config: DwarfConfig) -> Observation:
         observation = read_observation(config.data, galaxy)
         try:  # what every fit would refuse must be said before one is started
             observation.tracers().check()
-        except GalrayError as error:
-            raise GalrayError(f"{config.data.spectroscopy}: {error.what}", error.remedy) from None
+        except GalrayError as refused:
+            raise GalrayError(f"{config.data.spectroscopy}: {refused.what}", refused.remedy) from None
         return observation
     from galray.mocks.dwarfs import gaia_challenge
 

@@ -1,139 +1,45 @@
-"""Models of ∇ log f on a Plummer sphere, where the score is known: error, and what it cost.
+"""Models of f(x, v) and of ∇ log f where the truth is known: their error, what it cost, and how it scales.
 
-Stars are drawn from the exact distribution function with G = M = b = 1 and r < 10; the error is |Δs| /
-|s_true| over the six components, its median over 8192 held-out stars, the mean of the realisations. No
-feature of the models knows the sphere.
+    python -m benchmarks.phasespace [--quick] [--only GROUP ...] [--again]
+
+Rows of groups that are not measured stand in the results as they are, with their own date. What takes long is
+done in parts that are kept under ``runs/benchmarks/phasespace`` by the hash of their task (not of the code:
+``--again`` measures all anew), so that a start that was interrupted goes on where it stopped. The figure
+``benchmarks/results/phasespace.png`` is drawn from whatever rows there are.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor
+import argparse
+from importlib import import_module, util
 
 from benchmarks import Bench, main
-from galray.mocks import PlummerSphere
-from galray.phasespace import Ball, ScoreSettings, build_model, objective
-from galray.phasespace.gradient_mlp import GradientMLP
-from galray.training import TrainingSettings, fit, split
-from galray.units import G
 
-BALL = Ball((0.0, 0.0, 0.0), 10.0)
-HELD_OUT = 8192
-MEMBERS = 6
-
-
-def stars(count: int, seed: int) -> tuple[PlummerSphere, Tensor, Tensor]:
-    """The sphere, its stars and as many held-out stars as are judged."""
-    sphere = PlummerSphere(1.0 / G, 1.0)
-    w = sphere.sample(int(1.05 * (count + HELD_OUT)), seed)
-    w = w[BALL.contains(w[:, :3])]
-    return sphere, w[:count], w[count : count + HELD_OUT]
+GROUPS = {
+    "score": "benchmarks._phasespace_score",
+    "scaling": "benchmarks._phasespace_scaling",
+    "flow": "benchmarks._phasespace_flow",
+    "noise": "benchmarks._phasespace_noise",
+    "training": "benchmarks._phasespace_training",
+}
+"""Each group's module, imported when its rows are asked for; it has ``measure(bench)``."""
 
 
-def median_error(score: Tensor, truth: Tensor) -> float:
-    """Median of |s − s_true| / |s_true|."""
-    return float(((score - truth).norm(dim=-1) / truth.norm(dim=-1)).median())
-
-
-def trained(w: Tensor, settings: ScoreSettings, training: TrainingSettings, seed: int) -> Any:
-    """A fresh model as built, and trained."""
-    train, held = split(len(w), training.validation_fraction, seed)
-    model = build_model("score", settings, BALL, w[train], seed=seed)
-    fit(model, objective("score"), w[train].float(), w[held].float(), training, seed=seed)
-    return model
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes beyond ``--quick``."""
+    parser.add_argument("--only", nargs="+", default=[], choices=list(GROUPS), help="groups of rows")
+    parser.add_argument("--again", action="store_true", help="measure what was measured already")
 
 
 def measure(bench: Bench) -> None:
-    count, epochs, realisations, members = (2**14, 8, 1, 2) if bench.quick else (2**17, 20, 3, MEMBERS)
-    training = TrainingSettings(epochs=epochs)
-    forms = {
-        "gradient": ScoreSettings(),
-        "vector": ScoreSettings(form="vector", hidden=(64, 64, 64, 64)),
-    }
-    single: dict[str, list[float]] = {form: [] for form in forms}
-    averaged: list[float] = []
-    seconds: dict[str, float] = dict.fromkeys(forms, 0.0)
-    label = f"Plummer, {count} stars"
-    for realisation in range(realisations):
-        sphere, w, held = stars(count, 100 + realisation)
-        truth = sphere.score(held)
-        total = torch.zeros_like(truth)
-        for member in range(members):
-            seed = 1000 * realisation + member
-            for form, settings in forms.items():
-                if form == "vector" and member:
-                    continue
-                begin = time.process_time()
-                score = trained(w, settings, training, seed).score(held)
-                seconds[form] += time.process_time() - begin
-                if member == 0:
-                    single[form].append(median_error(score, truth))
-                if form == "gradient":
-                    total += score
-        averaged.append(median_error(total / members, truth))
-    mean = lambda values: sum(values) / len(values)  # noqa: E731
-    one = "31 % one spline flow, 11 CPU-min"
-    for form, values in single.items():
-        runs = realisations * (members if form == "gradient" else 1)
-        bar = 0.09 if form == "gradient" and not bench.quick else None
-        bench.row(
-            f"{label}: one score network, {form} form",
-            mean(values),
-            bar=bar,
-            peer=one,
-            cpu_seconds=seconds[form] / runs,
-        )
-    bar = None if bench.quick else 0.07
-    bench.row(
-        f"{label}: {members} score networks averaged",
-        mean(averaged),
-        bar=bar,
-        peer="8.6 % sixteen flows, 3 CPU-h",
-        cpu_seconds=seconds["gradient"] / realisations,
-    )
-    _step(bench)
-
-
-def _step(bench: Bench) -> None:
-    """Stars per second of one training step: tangents pushed forward against autograd of the score."""
-    net = GradientMLP(6, (64, 64, 64))
-    torch.nn.init.normal_(net.out.weight, std=0.1)
-    u = torch.randn(1024, 6)
-
-    def pushed() -> Tensor:
-        score, divergence = net.value_and_divergence(u)
-        return (0.5 * score.square().sum(-1) + divergence).mean()
-
-    def autograd() -> Tensor:
-        score = torch.func.grad(lambda p: net.potential(p))
-        jacobian = torch.func.vmap(torch.func.jacrev(score))(u)
-        return (
-            0.5 * torch.func.vmap(score)(u).square().sum(-1) + jacobian.diagonal(dim1=-1, dim2=-2).sum(-1)
-        ).mean()
-
-    def rate(loss: Callable[[], Tensor]) -> float:
-        repeats = 5 if bench.quick else 20
-        for timed in (False, True):
-            begin = time.process_time()
-            for _ in range(repeats if timed else 2):
-                net.zero_grad()
-                loss().backward()
-        return repeats * len(u) / (time.process_time() - begin)
-
-    fast, slow = rate(pushed), rate(autograd)
-    bench.row("score-matching step: forward Laplacian", fast, "stars/s", cpu_seconds=0.0)
-    bench.row(
-        "score-matching step: ratio to torch.func.jacrev",
-        fast / slow,
-        at_least=True,
-        bar=3.0,
-        cpu_seconds=0.0,
-    )
+    bench.keep_others()
+    for name in bench.options.only or GROUPS:
+        module = GROUPS[name]
+        if util.find_spec(module) is None:
+            print(f"group {name}: no module {module}")
+            continue
+        import_module(module).measure(bench)
 
 
 if __name__ == "__main__":
-    main("phasespace", measure)
+    main("phasespace", measure, options)

@@ -20,7 +20,6 @@ from galray.gravity import (
     boltzmann_residuals,
     build,
     circular_velocity,
-    fit_nfw,
     north_south,
     smooth,
     surface_density,
@@ -154,29 +153,6 @@ def test_average_and_its_error():
     assert mean == pytest.approx(3.0)
     assert error == pytest.approx(0.5)  # fully correlated errors do not average down
     assert math.isnan(points.average(torch.ones(n))[1])
-
-
-def test_nfw_fit_recovers_halo_and_its_error():
-    halo = NFW.from_density(8e6, 16.0)
-    r = np.linspace(5.0, 11.0, 13)
-    truth = halo.mass_density(torch.from_numpy(np.stack([r, 0 * r, 0 * r], 1))).numpy()
-    exact = fit_nfw(r, truth, (0.02 * truth) ** 2)
-    assert exact.rho_s == pytest.approx(8e6, rel=1e-3)
-    assert exact.r_s == pytest.approx(16.0, rel=1e-3)
-    rng = np.random.default_rng(0)
-    pulls = []
-    for _ in range(60):
-        fit = fit_nfw(r, truth * (1 + 0.05 * rng.normal(size=r.size)), (0.05 * truth) ** 2)
-        pulls.append((fit.mass_density(8.0) - np.interp(8.0, r, truth)) / fit.error(8.0))
-    assert 0.7 < np.std(pulls) < 1.4
-    fixed = fit_nfw(r, truth, (0.05 * truth) ** 2, scale_radius=16.0)
-    assert fixed.rho_s == pytest.approx(8e6, rel=1e-6)
-    assert fixed.dof == 12
-    assert float(fixed.error(8.0)) / fixed.mass_density(8.0) == pytest.approx(0.05 / 13**0.5, rel=1e-3)
-    with pytest.raises(GalrayError, match="positive"):
-        fit_nfw(r, -truth, truth**2)
-    with pytest.raises(GalrayError, match="more radii"):
-        fit_nfw(r[:1], truth[:1], truth[:1] ** 2)
 
 
 def test_surface_density_force_and_circular_velocity():

@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     )
     from galray.gravity.halo import (
         AveragingPoints,
-        NFWFit,
         averaging_points,
         circular_velocity,
-        fit_nfw,
         surface_density,
         valid_positions,
         vertical_force,
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from galray.gravity.moments import Moments, MomentSums
     from galray.gravity.poisson import Kernel, check_region, smooth, smoothed_density
     from galray.gravity.potential import PotentialField, fit_potential
+    from galray.gravity.profiles import HaloFit, HaloPosterior, ProfileFitter, fit_profile
     from galray.gravity.region import AccelerationField, Region
     from galray.gravity.spline_field import SplineField
     from galray.gravity.spline_fit import fit_spline_to_accelerations
@@ -60,10 +59,8 @@ _HOMES = {
     ),
     "halo": (
         "AveragingPoints",
-        "NFWFit",
         "averaging_points",
         "circular_velocity",
-        "fit_nfw",
         "surface_density",
         "valid_positions",
         "vertical_force",
@@ -71,6 +68,7 @@ _HOMES = {
     "moments": ("MomentSums", "Moments"),
     "poisson": ("Kernel", "check_region", "smooth", "smoothed_density"),
     "potential": ("PotentialField", "fit_potential"),
+    "profiles": ("HaloFit", "HaloPosterior", "ProfileFitter", "fit_profile"),
     "region": ("AccelerationField", "Region"),
     "spline_field": ("SplineField",),
     "spline_fit": ("fit_spline_to_accelerations",),
@@ -84,6 +82,8 @@ __all__ = [
     "BaryonSettings",
     "Baryons",
     "GravitySettings",
+    "HaloFit",
+    "HaloPosterior",
     "HaloSettings",
     "Kernel",
     "KernelSettings",
@@ -93,9 +93,9 @@ __all__ = [
     "MomentSums",
     "Moments",
     "MomentsSettings",
-    "NFWFit",
     "PotentialField",
     "PotentialSettings",
+    "ProfileFitter",
     "Region",
     "SplineField",
     "Verdict",
@@ -106,8 +106,8 @@ __all__ = [
     "build",
     "check_region",
     "circular_velocity",
-    "fit_nfw",
     "fit_potential",
+    "fit_profile",
     "fit_spline_to_accelerations",
     "least_squares",
     "load_field",

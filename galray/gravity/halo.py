@@ -1,4 +1,4 @@
-"""Dark matter near the Sun: averages over the Solar radius, profile fits, surface densities."""
+"""Dark matter near the Sun: averages over the Solar radius, vertical forces, surface densities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import least_squares
 from torch import Tensor
 
 from galray.errors import GalrayError
@@ -21,10 +20,8 @@ from galray.units import G
 
 __all__ = [
     "AveragingPoints",
-    "NFWFit",
     "averaging_points",
     "circular_velocity",
-    "fit_nfw",
     "surface_density",
     "valid_positions",
     "vertical_force",
@@ -104,107 +101,6 @@ def valid_positions(x: Any, ball: Any, kernel: Kernel | None = None) -> Tensor:
     """Whether a (smoothed) quantity at positions x (*, 3) rests inside the ball, shape (*)."""
     region = as_region(ball)
     return region.contains(x) if kernel is None else region.contains_kernel(x, kernel.reach)
-
-
-@dataclass(frozen=True)
-class NFWFit:
-    """ρ(r) = ρ_s / [(r/r_s)(1 + r/r_s)²] fitted to densities.
-
-    Attributes:
-        rho_s: Msun/kpc³.
-        r_s: kpc.
-        covariance: Of (ln ρ(r_ref), ln r_s) at the mean radius of the data, (2, 2); the second row is
-            zero when r_s was held fixed.
-        chi2: Of the fit.
-        dof: Its degrees of freedom.
-        reference_radius: r_ref in kpc.
-    """
-
-    rho_s: float
-    r_s: float
-    covariance: np.ndarray
-    chi2: float
-    dof: int
-    reference_radius: float
-
-    def mass_density(self, r: Any) -> np.ndarray:
-        """ρ at spherical radii r in kpc, in Msun/kpc³."""
-        s = np.asarray(r, dtype=np.float64) / self.r_s
-        return self.rho_s / (s * (1 + s) ** 2)
-
-    def error(self, r: Any) -> np.ndarray:
-        """Standard error of ρ at radii r, by linear propagation."""
-        r = np.asarray(r, dtype=np.float64)
-        jacobian = np.stack([np.ones_like(r), self._slope(r) - self._slope(self.reference_radius)], -1)
-        variance = np.einsum("...i,ij,...j->...", jacobian, self.covariance, jacobian)
-        return self.mass_density(r) * np.sqrt(np.maximum(variance, 0))
-
-    def _slope(self, r: Any) -> Any:
-        """∂ ln ρ / ∂ ln r_s at fixed ρ_s."""
-        s = np.asarray(r) / self.r_s
-        return 1 + 2 * s / (1 + s)
-
-
-def fit_nfw(r: Any, density: Any, covariance: Any, *, scale_radius: float | None = None) -> NFWFit:
-    """Fit an NFW profile to dark matter densities by generalised least squares.
-
-    The free parameters are the logarithms of the density at the data's mean radius and of r_s, which a
-    ball of a few kpc barely constrains: it is searched between 1 and 200 kpc, or held at `scale_radius`.
-
-    Arguments:
-        r: Spherical Galactocentric radii (n,) in kpc.
-        density: Densities (n,) in Msun/kpc³.
-        covariance: Their covariance (n, n), or variances (n,).
-        scale_radius: r_s to hold fixed, kpc.
-
-    Raises:
-        GalrayError: Fewer densities than parameters, or a mean density that is not positive.
-    """
-    r, density = to_numpy(r), to_numpy(density)
-    covariance = to_numpy(covariance)
-    if covariance.ndim == 1:
-        covariance = np.diag(covariance)
-    free = 1 if scale_radius else 2
-    if len(r) < free:
-        raise GalrayError(f"{len(r)} densities for an NFW fit of {free} parameters", "give more radii")
-    values, vectors = np.linalg.eigh(covariance)
-    values = np.maximum(values, values[-1] * 1e-6)
-    root = vectors / np.sqrt(values)  # whitens: rootᵀ C root = 1
-    total = root.sum(0)
-    mean = float(((root.T @ density) @ total) / (total @ total))
-    if not mean > 0:
-        raise GalrayError(
-            f"the mean dark matter density is {mean:.3g} Msun/kpc³, and an NFW halo is positive",
-            "there is nothing to fit: use more stars, or check the baryons that were subtracted",
-        )
-    reference = float(np.mean(r))
-
-    def profile(p: np.ndarray) -> np.ndarray:
-        r_s = scale_radius or math.exp(p[1])
-        s, s0 = r / r_s, reference / r_s
-        return math.exp(p[0]) * s0 * (1 + s0) ** 2 / (s * (1 + s) ** 2)
-
-    low, high = [-np.inf, math.log(1.0)], [np.inf, math.log(200.0)]
-    fit = least_squares(
-        lambda p: root.T @ (profile(p) - density),
-        [math.log(mean), math.log(15.0)][:free],
-        bounds=(low[:free], high[:free]),
-        x_scale=1.0,
-    )
-    jacobian = fit.jac
-    inner = np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-12)
-    full = np.zeros((2, 2))
-    full[:free, :free] = inner
-    r_s = scale_radius or math.exp(fit.x[1])
-    s0 = reference / r_s
-    return NFWFit(
-        rho_s=math.exp(fit.x[0]) * s0 * (1 + s0) ** 2,
-        r_s=float(r_s),
-        covariance=full,
-        chi2=float(2 * fit.cost),
-        dof=len(r) - free,
-        reference_radius=reference,
-    )
 
 
 def vertical_force(field: Any, z: Any, *, radius: float, phi: float = 0.0) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from galray.settings import Settings
 
@@ -16,8 +16,10 @@ __all__ = [
     "LeastSquaresSettings",
     "MomentsSettings",
     "PotentialSettings",
+    "ProfileName",
 ]
 
+ProfileName = Literal["nfw", "gnfw", "einasto"]
 VelocityFunction = Literal["1", "v_R", "v_phi", "v_z", "v_x", "v_y", "v_R v_z", "v_z v_z", "v_R v_R"]
 
 
@@ -205,13 +207,33 @@ class HaloSettings(Settings):
     """|R − R0| of the average is at most this."""
     max_distance_y_kpc: float = Field(default=1.5, ge=0)
     """|arc| along the Solar circle is at most this."""
-    nfw_scale_radius_kpc: float | None = Field(default=None, gt=0)
-    """Fix the scale radius of the NFW fit, which a ball of a few kpc hardly constrains."""
+    profiles: tuple[ProfileName, ...] = ("nfw", "gnfw", "einasto")
+    """Halo profiles that are fitted to the densities above `min_height_kpc`."""
+    scale_radius_kpc: tuple[float, float] = (16.0, 0.5)
+    """Prior of r_s: median in kpc, and the standard deviation of its natural logarithm (0 holds it). A ball
+    of a few kpc sees one slope of the halo, not where it bends."""
+    inner_slope: tuple[float, float] = (1.0, 0.5)
+    """Prior of γ of the generalised NFW profile: mean and standard deviation (0 holds it)."""
+    einasto_index: tuple[float, float] = (0.17, 0.3)
+    """Prior of Einasto's α: median, and the standard deviation of its logarithm (0 holds it)."""
+    flattening: tuple[float, float] = (1.0, 0.5)
+    """Prior of the axis ratio q: median, and the standard deviation of its logarithm (0 holds it)."""
+
+    @field_validator("scale_radius_kpc", "inner_slope", "einasto_index", "flattening")
+    @classmethod
+    def _prior(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        if value[1] < 0:
+            raise ValueError("the width of a prior cannot be negative")
+        if info.field_name != "inner_slope" and value[0] <= 0:
+            raise ValueError("the median of a prior must be above zero")
+        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> HaloSettings:
         if self.max_height_kpc <= self.min_height_kpc:
             raise ValueError("max_height_kpc: must be above min_height_kpc")
+        if not 0 <= self.inner_slope[0] < 2:
+            raise ValueError("inner_slope: a halo's mean inner slope lies from 0 to below 2")
         return self
 
 

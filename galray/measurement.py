@@ -132,7 +132,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
         write_atomic(target / "curve.json", curve)
         report_progress(folder, 0.9 * row["epoch"] / settings.epochs, f"{family} epoch {row['epoch']}")
 
-    if settings.workers > 1:
+    if settings.max_workers > 1:
         result = training.fit_distributed(
             family, model, train, validation, settings, seed=seed, storage=target / "checkpoint"
         )

@@ -365,7 +365,7 @@ class Pipeline:
     def _member_resources(self) -> EnsembleSettings:
         """One after another in this process where Ray is off, or a member is a group of Ray Train workers."""
         training = self.config.training
-        if not self.config.cluster.enabled or max(training.flow.workers, training.score.workers) > 1:
+        if not self.config.cluster.enabled or max(training.flow.max_workers, training.score.max_workers) > 1:
             return self.config.ensemble.model_copy(update={"concurrent": 0})
         return self.config.ensemble
 

@@ -140,7 +140,7 @@ def _devices(config: RunConfig) -> str:
 
     gpus = torch.cuda.device_count()
     where = config.cluster.address or "this machine"
-    workers = max(config.training.flow.workers, config.training.score.workers)
+    workers = max(config.training.flow.max_workers, config.training.score.max_workers)
     return f"{where}: {gpus} GPU(s) seen here, {workers} training worker(s) per member"
 
 

@@ -17,7 +17,7 @@ from galray.phasespace import (
     objective,
 )
 from galray.training import TrainingSettings, fit, split
-from galray.training.loop import _Stripes
+from galray.training.batches import Stripes
 
 BALL = Ball((0.0, 0.0, 0.0), 2.0)
 MODELS = {
@@ -175,7 +175,7 @@ def test_any_number_of_workers_sees_the_same_global_batches(n, world_size):
     def stars_of_steps(size):
         steps = None
         for rank in range(size):
-            stripes = _Stripes(n, SETTINGS, 5, rank, size)
+            stripes = Stripes(n, SETTINGS, 5, rank, size)
             rows = stripes.rows(n)
             mine = [set(rows[b].tolist()) for b in stripes.batches(2).numpy()]
             assert all(len(m) == stripes.batches(2).shape[1] for m in mine)

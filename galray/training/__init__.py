@@ -8,8 +8,9 @@ from galray.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from galray.phasespace.objectives import Objective, objective
+    from galray.training.batches import split
     from galray.training.distributed import fit_distributed
-    from galray.training.loop import TrainingResult, fit, split
+    from galray.training.loop import TrainingResult, fit
 
 __all__ = ["Objective", "TrainingResult", "TrainingSettings", "fit", "fit_distributed", "objective", "split"]
 
@@ -20,7 +21,7 @@ _HOMES = {
     "fit": "galray.training.loop",
     "fit_distributed": "galray.training.distributed",
     "objective": "galray.phasespace.objectives",
-    "split": "galray.training.loop",
+    "split": "galray.training.batches",
 }
 
 

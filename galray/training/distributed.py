@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,74 +13,54 @@ from torch import Tensor
 
 from galray.errors import GalrayError
 from galray.phasespace.objectives import objective
+from galray.training.batches import Stripes
+from galray.training.communication import ProcessGroup
 from galray.training.loop import TrainingResult, fit
 from galray.training.settings import TrainingSettings
 
 __all__ = ["fit_distributed"]
 
 
-class _Group:
-    """The ranks of a torch.distributed process group, gloo or nccl."""
-
-    def __init__(self) -> None:
-        import torch.distributed as dist
-
-        self.dist = dist if dist.is_available() and dist.is_initialized() else None
-        self.rank = self.dist.get_rank() if self.dist else 0
-        self.world_size = self.dist.get_world_size() if self.dist else 1
-
-    def average_(self, flat: Tensor) -> None:
-        if self.dist and self.world_size > 1:
-            self.dist.all_reduce(flat)
-            flat /= self.world_size
-
-
-def _load_states(paths: Sequence[str]) -> Tensor:
+def _load_states(paths: list[Path]) -> Tensor:
     """States of .npy files, in order: shape (n, 6)."""
     return torch.from_numpy(np.concatenate([np.load(p, allow_pickle=False) for p in paths]))
 
 
 def _train_loop(config: dict[str, Any]) -> None:
-    """What every rank runs. The model is read from the folder the driver wrote, so all ranks start equal."""
+    """What every rank runs: the model and its own stripes of the stars from the folder the driver wrote.
+
+    Nothing goes through `ray.train.report` before the end: it waits for the controller's next look, seconds
+    away, and a checkpoint that is reported there just before a crash is lost. Checkpoints are files of the
+    run's own, which the first rank replaces as a whole; whatever group of ranks comes next starts from them.
+    """
     import ray.train
+    import ray.train.torch
 
     from galray.phasespace.models import load_model, save_model
 
     settings = TrainingSettings.model_validate(config["settings"])
-    group = _Group()
-    model = load_model(config["model"])
-    train, validation = _load_states(config["train"]), _load_states(config["validation"])
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as found:
-                source = Path(found) / "checkpoint"
-                if source.exists():
-                    shutil.copytree(source, folder / "checkpoint", dirs_exist_ok=True)
-
-        def on_epoch(row: dict[str, Any]) -> None:
-            # Every rank reports as often: report() is a barrier. Rank 0 brings the checkpoint.
-            if group.rank == 0 and (folder / "checkpoint").exists():
-                ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
-            else:
-                ray.train.report(row)
-
-        result = fit(
-            model,
-            objective(config["kind"], model.settings),
-            train,
-            validation,
-            settings,
-            seed=config["seed"],
-            checkpoint_dir=folder,
-            on_epoch=on_epoch,
-            communicator=group,
-        )
+    folder = Path(config["folder"])
+    if settings.device == "cuda":
+        # The ranks of a node see all of its GPUs: each takes its own.
+        torch.cuda.set_device(ray.train.torch.get_device())
+    group = ProcessGroup()
+    model = load_model(folder / "initial")
+    mine = Stripes.share(config["stripes"], group.rank, group.world_size)
+    result = fit(
+        model,
+        objective(config["kind"], model.settings),
+        _load_states([folder / "train" / f"{stripe:04d}.npy" for stripe in mine]),
+        _load_states([folder / "validation.npy"]),
+        settings,
+        seed=config["seed"],
+        checkpoint_dir=folder,
+        communicator=group,
+        dealt=config["stars"],
+    )
     if group.rank == 0:
-        target = Path(config["result"])
-        save_model(model.cpu(), target / "model")
-        (target / "result.json").write_text(json.dumps(result.as_dict()))
+        save_model(model, folder / "result" / "model")
+        (folder / "result" / "result.json").write_text(json.dumps(result.as_dict()))
+    ray.train.report({"best": result.best, "epochs": result.epochs})
 
 
 def fit_distributed(
@@ -100,10 +78,13 @@ def fit_distributed(
 ) -> TrainingResult:
     """Train a model on ``settings.workers`` ranks with Ray Train; the model gets the best weights.
 
-    Every rank draws its share of the same global batches (see `TrainingSettings.stripes`) and gradients are
-    averaged, so the curve is that of one worker with the same batch size, within rounding. gloo carries
-    the gradients on CPUs, nccl on GPUs. A killed worker restarts the group from the last reported
-    checkpoint; calling again with the same storage, name and settings goes on where the last call stopped.
+    The stars are dealt into stripes, a file each; every rank loads those that fall to it, draws its share of
+    the same global batches (see `TrainingSettings.stripes`), and gradients are averaged, so the curve is that
+    of one worker with the same batch size, within rounding. gloo carries the gradients on CPUs, nccl on GPUs.
+
+    A killed worker restarts the group from the last checkpoint; with a pair of workers the new group may be
+    smaller or larger, and the curve stays the same. Calling again with the same storage, name and settings
+    goes on where the last call stopped.
 
     Arguments:
         kind: ``flow`` or ``score``.
@@ -120,37 +101,31 @@ def fit_distributed(
     Raises:
         GalrayError: Training failed on the workers.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    from galray.phasespace.models import load_model, save_model
+    from galray.phasespace.models import load_model
 
     folder = Path(storage).resolve() / name
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, folder / "initial")
-    for part, states in (("train", train), ("validation", validation)):
-        np.save(folder / f"{part}.npy", torch.as_tensor(states).cpu().numpy())
-    shutil.rmtree(folder / "result", ignore_errors=True)
-    use_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    gpu = _on_gpu(settings, local)
+    config = {
+        "kind": kind,
+        # What "auto" means is decided here, once for all ranks.
+        "settings": settings.model_dump(mode="json") | {"device": "cuda" if gpu else "cpu"},
+        "seed": seed,
+        "folder": str(folder),
+        "stars": len(train),
+        "stripes": _deal(folder, model, train, validation, settings),
+    }
+    # A pair makes Ray Train elastic.
+    workers: Any = (settings.min_workers, settings.max_workers) if settings.elastic else settings.max_workers
     trainer = TorchTrainer(
         _train_loop,
-        train_loop_config={
-            "kind": kind,
-            "settings": settings.model_dump(mode="json"),
-            "seed": seed,
-            "model": str(folder / "initial"),
-            "train": [str(folder / "train.npy")],
-            "validation": [str(folder / "validation.npy")],
-            "result": str(folder / "result"),
-        },
-        scaling_config=ScalingConfig(
-            num_workers=0 if local else settings.workers, use_gpu=use_gpu and not local
-        ),
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=0 if local else workers, use_gpu=gpu and not local),
         run_config=RunConfig(
-            name="ray",
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=max_failures)
         ),
     )
     try:
@@ -165,3 +140,29 @@ def fit_distributed(
     model.load_state_dict(load_model(folder / "result" / "model").state_dict())
     model.eval()
     return TrainingResult(**found)
+
+
+def _deal(folder: Path, model: Any, train: Tensor, validation: Tensor, settings: TrainingSettings) -> int:
+    """Write what the ranks read: the model, the held-out stars, the training stars; the number of stripes."""
+    from galray.phasespace.models import save_model
+
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    save_model(model, folder / "initial")
+    np.save(folder / "validation.npy", torch.as_tensor(validation).cpu().numpy())
+    states = torch.as_tensor(train).cpu().numpy()
+    count = Stripes.number(len(states), settings)
+    for stripe in range(count):
+        np.save(folder / "train" / f"{stripe:04d}.npy", states[stripe::count][: len(states) // count])
+    shutil.rmtree(folder / "result", ignore_errors=True)
+    return count
+
+
+def _on_gpu(settings: TrainingSettings, local: bool) -> bool:
+    """Whether workers train on GPUs; ``auto`` asks the cluster, which may have some that this node lacks."""
+    if settings.device != "auto":
+        return settings.device == "cuda"
+    import ray
+
+    if local or not ray.is_initialized():
+        return torch.cuda.is_available()
+    return bool(ray.cluster_resources().get("GPU", 0) >= settings.min_workers)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,28 +16,13 @@ from torch import Tensor, nn
 
 from galray.errors import GalrayError
 from galray.phasespace.objectives import Objective
+from galray.training.arithmetic import StepLoss, arithmetic, choose_device, memory_in_use
+from galray.training.batches import Stripes
+from galray.training.communication import Alone, Communicator, average_gradients
 from galray.training.settings import TrainingSettings
 from galray.training.store import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 
-__all__ = ["Communicator", "TrainingResult", "fit", "split"]
-
-
-class Communicator(Protocol):
-    """What ranks of one training run say to each other."""
-
-    rank: int
-    world_size: int
-
-    def average_(self, flat: Tensor) -> None:
-        """Replace a tensor by its mean over ranks, in place."""
-        ...
-
-
-class _Alone:
-    rank, world_size = 0, 1
-
-    def average_(self, flat: Tensor) -> None:
-        pass
+__all__ = ["TrainingResult", "fit"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +30,10 @@ class TrainingResult:
     """What a training run did.
 
     Attributes:
-        curve: One row per epoch: epoch, train, validation, learning_rate, seconds, stars_per_second.
+        curve: One row per epoch: ``epoch``, ``train``, ``validation``, ``learning_rate``, ``seconds`` of wall
+            time so far, ``stars_per_second`` of all workers, ``cpu_seconds`` of the first worker's steps,
+            ``all_reduce_seconds`` it spent on sums over workers (waiting included), ``workers`` and
+            ``memory_gb`` of the first.
         best: Best held-out loss; the model holds its weights.
         best_epoch: Where it was reached, counted from 0.
         epochs: Epochs done in all, before and after a resume.
@@ -77,19 +65,6 @@ class _State:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-def split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of training and of held-out stars; at least one of each.
-
-    Raises:
-        GalrayError: Fewer than two stars.
-    """
-    if n < 2:
-        raise GalrayError(f"{n} stars cannot be split into training and validation", "select more stars")
-    order = np.random.default_rng(np.random.SeedSequence([seed, 0x5B117])).permutation(n)
-    held = min(max(round(fraction * n), 1), n - 1)
-    return np.sort(order[held:]), np.sort(order[:held])
-
-
 def _learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
     """The learning rate of a step: a function of its number alone, so a resume needs no scheduler state."""
     if settings.schedule == "constant":
@@ -101,52 +76,13 @@ def _learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
     return settings.learning_rate * (0.5 * (1.0 + math.cos(math.pi * progress)) + 1e-4)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise GalrayError("training.device = 'cuda', but torch sees no GPU", "use device = 'auto' or 'cpu'")
-    return torch.device(name)
-
-
 def _fingerprint(settings: TrainingSettings, seed: int, objective: Objective, sizes: list[int]) -> str:
-    # Workers, device, threads and the checkpoint interval do not change what is computed.
-    fixed = settings.model_dump(exclude={"workers", "device", "threads", "checkpoint_every"}, mode="json")
+    # These do not change what is computed, beyond rounding.
+    free = {"workers", "device", "threads", "compile", "checkpoint_every"}
+    fixed = settings.model_dump(exclude=free, mode="json")
     return hashlib.sha256(repr((sorted(fixed.items()), seed, objective.name, sizes)).encode()).hexdigest()[
         :16
     ]
-
-
-class _Stripes:
-    """Draws batches by index: the stars dealt into equal stripes, each batch as many from each.
-
-    Stripe s holds every stripes-th star; rank r of W holds stripes r·S/W … (r+1)·S/W − 1, so the global
-    batch of a step is the same set of stars for every W, and every rank takes as many steps.
-    """
-
-    def __init__(self, n: int, settings: TrainingSettings, seed: int, rank: int, world_size: int) -> None:
-        self.seed = seed
-        self.count = min(settings.stripes, max(n // 2, 1))
-        if self.count % world_size:
-            raise GalrayError(f"{n} stars are too few for {world_size} workers", "use fewer workers")
-        self.length = n // self.count
-        self.take = min(settings.batch_size // settings.stripes, self.length)
-        self.steps = self.length // self.take
-        share = self.count // world_size
-        self.mine = range(rank * share, (rank + 1) * share)
-
-    def rows(self, n: int) -> np.ndarray:
-        """The stars this rank needs, in the order `batches` counts them."""
-        return np.concatenate([np.arange(s, n, self.count)[: self.length] for s in self.mine])
-
-    def batches(self, epoch: int) -> Tensor:
-        """Indices into this rank's rows: shape (steps, batch on this rank)."""
-        parts = []
-        for local, stripe in enumerate(self.mine):
-            rng = np.random.default_rng(np.random.SeedSequence([self.seed, 1, epoch, stripe]))
-            order = rng.permutation(self.length)[: self.steps * self.take]
-            parts.append(torch.from_numpy(order.reshape(self.steps, self.take) + local * self.length))
-        return torch.cat(parts, 1)
 
 
 def fit(
@@ -160,8 +96,9 @@ def fit(
     checkpoint_dir: str | Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     communicator: Communicator | None = None,
+    dealt: int | None = None,
 ) -> TrainingResult:
-    """Train a model; it ends with the weights of the best held-out loss.
+    """Train a model; it ends with the weights of the best held-out loss, on the device it came from.
 
     Everything random follows from the seed and the epoch's number. With `checkpoint_dir` a killed run
     goes on at its last checkpoint and gives the same curve as one that was not killed.
@@ -176,21 +113,29 @@ def fit(
         checkpoint_dir: Folder for the checkpoint.
         on_epoch: Called with each epoch's row of the curve.
         communicator: Joins the ranks of one run; none for a run alone.
+        dealt: Number of training stars of all ranks, where `train` holds this rank's stripes alone, one
+            after the other; None where it holds all stars.
 
     Raises:
         GalrayError: The loss is not finite, too few stars, or a checkpoint of another run.
     """
-    comm = communicator or _Alone()
-    device = _device(settings.device)
-    threads = torch.get_num_threads()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    try:
-        return _fit(
-            model.to(device), objective, train, validation, settings, seed, checkpoint_dir, on_epoch, comm
-        )
-    finally:
-        torch.set_num_threads(threads)
+    origin = next(model.parameters()).device
+    with arithmetic(settings):
+        try:
+            return _fit(
+                model.to(choose_device(settings.device)),
+                objective,
+                train,
+                validation,
+                settings,
+                seed,
+                checkpoint_dir,
+                on_epoch,
+                communicator or Alone(),
+                dealt,
+            )
+        finally:
+            model.to(origin)
 
 
 def _fit(
@@ -203,10 +148,12 @@ def _fit(
     checkpoint_dir: str | Path | None,
     on_epoch: Callable[[dict[str, Any]], None] | None,
     comm: Communicator,
+    dealt: int | None,
 ) -> TrainingResult:
-    if len(train) < 2 or len(validation) < 1:
+    count = len(train) if dealt is None else dealt
+    if count < 2 or len(validation) < 1:
         raise GalrayError(
-            f"{len(train)} training and {len(validation)} held-out stars are too few", "select more stars"
+            f"{count} training and {len(validation)} held-out stars are too few", "select more stars"
         )
     ball: Any = getattr(model, "ball", None)
     outside = 0 if ball is None else sum(int((~ball.contains(w[:, :3])).sum()) for w in (train, validation))
@@ -216,7 +163,7 @@ def _fit(
             f"{ball.radius} kpc around {ball.center}",
             "cut the stars at the model's ball",
         )
-    stripes = _Stripes(len(train), settings, seed, comm.rank, comm.world_size)
+    stripes = Stripes(count, settings, seed, comm.rank, comm.world_size)
     total = stripes.steps * settings.epochs
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
@@ -227,7 +174,7 @@ def _fit(
     best = [p.detach().clone() for p in parameters]
     state = _State()
     checkpoint = Path(checkpoint_dir) / "checkpoint" if checkpoint_dir is not None else None
-    mark = _fingerprint(settings, seed, objective, [len(train), len(validation)])
+    mark = _fingerprint(settings, seed, objective, [count, len(validation)])
     if checkpoint is not None and (found := load_checkpoint(checkpoint)) is not None:
         tensors, saved = found
         if saved.pop("fingerprint") != mark:
@@ -241,7 +188,8 @@ def _fit(
                 value.copy_(tensors[f"{name}/{i}"])
         unpack_optimizer(optimizer, tensors)
         state = _State(**saved)
-    rows = objective.prepare(model, train[torch.from_numpy(stripes.rows(len(train)))])
+    mine = train if dealt is not None else train[torch.from_numpy(stripes.rows(count))]
+    rows = objective.prepare(model, mine)
     # Each rank judges its share of the held-out stars; the figure is the mean over all of them.
     held = objective.prepare(model, validation[comm.rank :: comm.world_size], validation=True)
     if not (torch.isfinite(rows).all() and torch.isfinite(held).all()):
@@ -249,12 +197,13 @@ def _fit(
             "some stars have coordinates that are not finite", "check the selection and its distances"
         )
 
+    step_loss = StepLoss(objective, model, settings, device)
     stopped = "epochs"
     while state.epoch < settings.epochs:
         if settings.patience and state.epoch - 1 - state.best_epoch >= settings.patience:
             stopped = "patience"
             break
-        began = time.perf_counter()
+        began, began_cpu, began_sums = time.perf_counter(), time.process_time(), comm.seconds
         order = stripes.batches(state.epoch).to(device)
         noise = torch.Generator(device).manual_seed(
             int(
@@ -268,9 +217,9 @@ def _fit(
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(settings, step, total)
             optimizer.zero_grad(set_to_none=True)
-            loss = objective.loss(model, rows[order[i]], noise)
-            loss.backward()
-            _average_gradients(parameters, comm)
+            loss = step_loss(rows[order[i]], noise)
+            (loss if stripes.weight == 1.0 else stripes.weight * loss).backward()
+            average_gradients(parameters, comm)
             norm = nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
             if not bool(torch.isfinite(norm)):
                 state.skipped += 1  # one wild batch is passed over; many end the run below
@@ -279,8 +228,8 @@ def _fit(
             if settings.ema_decay:
                 decay = min(settings.ema_decay, (1.0 + step) / (10.0 + step))
                 torch._foreach_lerp_(average, [p.detach() for p in parameters], 1.0 - decay)
-            sums += torch.stack([loss.detach().double(), torch.ones((), dtype=torch.float64, device=device)])
-        seconds = time.perf_counter() - began
+            sums += stripes.weight * torch.stack([loss.detach().double(), torch.ones_like(sums[1])])
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
         kept = average if settings.ema_decay else [p.detach() for p in parameters]
         held_out = _held_out(model, objective, held, parameters, kept, comm)
         comm.average_(sums)
@@ -303,6 +252,10 @@ def _fit(
             "learning_rate": _learning_rate(settings, step, total),
             "seconds": state.seconds,
             "stars_per_second": stripes.steps * stripes.take * stripes.count / max(seconds, 1e-9),
+            "cpu_seconds": cpu_seconds,
+            "all_reduce_seconds": comm.seconds - began_sums,
+            "workers": comm.world_size,
+            "memory_gb": memory_in_use(device),
         }
         state.curve.append(row)
         state.epoch += 1
@@ -333,17 +286,6 @@ def _fit(
         stars_per_second=float(np.mean(speeds)),
         stopped=stopped,
     )
-
-
-def _average_gradients(parameters: list[nn.Parameter], comm: Communicator) -> None:
-    """One flat all-reduce per step: small networks are bound by latency, not by bytes."""
-    if comm.world_size == 1:
-        return
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
-    comm.average_(flat)
-    for p, g in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
-        p.grad = g.view_as(p)
 
 
 def _held_out(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from galray.settings import Settings
 
 __all__ = ["TrainingSettings"]
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class TrainingSettings(Settings):
@@ -34,22 +36,47 @@ class TrainingSettings(Settings):
     """Epochs without a better held-out loss before training stops; 0 never stops early."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Part of the stars held out."""
-    workers: int = Field(default=1, ge=1)
-    """Processes that share a training run; more than 1 uses Ray Train."""
+    workers: Count | tuple[Count, Count] = 1
+    """Processes that share a training run; more than 1 uses Ray Train. A pair (least, most) is elastic: the
+    run starts with what the cluster has, goes on with fewer when a node is lost, and grows again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU when there is one."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of the steps: tf32 rounds the factors of matrix products on GPUs that can, bf16 is automatic mixed
+    precision. Weights, sums and the held-out loss stay float32."""
+    compile: bool = False
+    """Compile the loss with torch.compile: a minute of start-up for faster steps on a GPU. Where that fails,
+    training goes on without it, with a warning."""
     threads: int = Field(default=1, ge=0)
     """CPU threads per worker; 0 leaves torch's own choice."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints."""
     stripes: int = Field(default=8, ge=1)
     """Equal parts the stars are dealt into; every batch takes as many from each, so that any number of
-    workers that divides it sees the same global batches as one worker."""
+    workers up to it sees the same global batches as one worker."""
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest workers the training runs with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Most workers the training runs with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while it trains."""
+        return self.min_workers < self.max_workers
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainingSettings:
         if self.batch_size % self.stripes:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of stripes {self.stripes}")
-        if self.stripes % self.workers:
-            raise ValueError(f"stripes {self.stripes} must be a multiple of workers {self.workers}")
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"workers {self.workers}: give (least, most), the smaller number first")
+        if self.stripes % self.max_workers:
+            # In between, elastic workers take unequal shares; at full strength none waits for another.
+            raise ValueError(f"stripes {self.stripes} must be a multiple of workers {self.max_workers}")
         return self

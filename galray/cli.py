@@ -143,6 +143,28 @@ def ensemble(config: ConfigArgument, set_: SetOption = None, overwrite: Overwrit
 
 
 @app.command()
+def tune(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False) -> None:
+    """Search for the hyperparameters with the least held-out loss, by the [tune] section."""
+    from galray.config import load_config
+    from galray.console import Console
+    from galray.tuning import tune as search
+
+    found = search(load_config(config, set_), console=Console(), overwrite=overwrite)
+    for trial in found.trials:
+        choices = ", ".join(f"{key.split('.')[-1]} = {_short(value)}" for key, value in trial.choices.items())
+        figure = f"{trial.loss:.5f}" if trial.status != "failed" else "-"
+        line = f"{trial.status:<9} {figure:>10} {trial.epochs:>4} epochs {trial.seconds:7.1f} s  {choices}"
+        typer.echo(f"{line}  {trial.error}".rstrip())
+    if found.gain == found.gain:
+        typer.echo(f"held-out loss below the configuration's own: {found.gain:.5f} ± {found.gain_error:.5f}")
+    typer.echo(f"best: {found.path}  (galray run {found.path})")
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Build a run's report again from its results."""
     from galray.report import build

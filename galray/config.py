@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from galray.catalog import CatalogSettings
 from galray.cluster import ClusterSettings
-from galray.ensemble import EnsembleSettings
+from galray.ensemble import EnsembleSettings, TuneSettings
 from galray.errors import GalrayError
 from galray.gravity import GravitySettings
 from galray.gravity.vertical import VerticalSettings
@@ -96,6 +96,7 @@ class RunConfig(Settings):
     vertical: VerticalSection | None = None
     places: PlacesSettings = PlacesSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
+    tune: TuneSettings = TuneSettings()
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
     cost: CostSettings = CostSettings()
@@ -125,7 +126,9 @@ class RunConfig(Settings):
     @property
     def hash(self) -> str:
         """Hash of everything that can change a number: where it runs and how it is logged cannot."""
-        elsewhere = dict.fromkeys(("name", "description", "output", "tracking", "cluster", "cost"), True)
+        elsewhere = dict.fromkeys(
+            ("name", "description", "output", "tune", "tracking", "cluster", "cost"), True
+        )
         resources = {"concurrent", "cpus_per_member", "gpus_per_member", "threads", "max_crashes"}
         # How many bad files are forgiven changes no star (the store's own hash tells which stars it has), and
         # tiles are for looking at.

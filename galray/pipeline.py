@@ -189,7 +189,7 @@ class Pipeline:
         preflight(self.config)
         self.directory.check()
 
-    def _connect(self) -> bool:
+    def connect(self) -> bool:
         """Connect to Ray when a stage first needs it; whether there is a cluster."""
         from galray.cluster import connect, is_connected
 
@@ -215,7 +215,7 @@ class Pipeline:
             if not ((self.folder / "truth.json").is_file() and any(folder.glob("*.csv.gz"))):
                 self.directory.forget("mock")
             if not self.directory.is_done("mock", inputs):
-                self._connect()
+                self.connect()
             self._stage("mock", f"{mock.galaxy.num_stars:,} stars in Gaia form", inputs, self._make_mock)
         return folder
 
@@ -251,7 +251,7 @@ class Pipeline:
         target = self.folder / "shards"
         with self.session():
             # `ingest` is idempotent by the checksums of its inputs, which is finer than a stage's record.
-            connected = self._connect()
+            connected = self.connect()
             from galray.cluster import resources
 
             workers = int(resources().num_cpus) if connected else 0
@@ -327,7 +327,7 @@ class Pipeline:
             if warning := require_stars(self.config, store, family):
                 self.console.warn(warning)
         with self.session():
-            self._connect()
+            self.connect()
             context = {"config": self.config.model_dump(mode="json"), "store": str(store.path)}
             fractions = dict.fromkeys((spec.id for spec in specs), 0.0)
             outcomes: list[MemberOutcome] = []
@@ -375,7 +375,7 @@ class Pipeline:
             return
         specs = [spec for spec in self._design(store) if spec.family == "moments"]
         with self.session():
-            self._connect()
+            self.connect()
             inputs = [[spec.id for spec in specs], store.hash]
             if not (self.folder / "fields" / "moments").is_dir():
                 self.directory.forget("moments")

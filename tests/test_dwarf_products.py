@@ -266,6 +266,8 @@ def test_verdicts() -> None:
     assert verdict(0.2 + 0.1 * rng.standard_normal(2000), settings)["verdict"] == "core"
     assert verdict(1.2 + 0.1 * rng.standard_normal(2000), settings)["verdict"] == "cusp"
     assert verdict(0.65 + 0.4 * rng.standard_normal(2000), settings)["verdict"] == "undecided"
+    assert verdict(0.45 + 0.15 * rng.standard_normal(2000), settings)["verdict"] == "no cusp"
+    assert verdict(0.85 + 0.15 * rng.standard_normal(2000), settings)["verdict"] == "no core"
     # the same posterior as prior is no evidence at all
     flat = rng.uniform(-0.3, 2.0, 4000)
     assert verdict(flat, settings, flat)["log_bayes_factor"] == pytest.approx(0.0, abs=1e-9)

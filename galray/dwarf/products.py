@@ -108,7 +108,7 @@ class ProductSettings(Settings):
         default=0.95,
         gt=0.5,
         lt=1,
-        description="Said so where the opposite (a cusp, for a core) has less than 1 − this probability.",
+        description="Probability that calls a core or a cusp, or that excludes one.",
     )
 
     @model_validator(mode="after")
@@ -226,8 +226,9 @@ def verdict(slope: Array, settings: ProductSettings, prior: Array | None = None)
         prior: Samples of γ from the prior: the evidence is the change of the odds.
 
     Returns:
-        ``verdict`` (``core``, ``cusp`` or ``undecided``), probabilities of both, and with a prior ln of the
-        Bayes factor of core over cusp.
+        ``verdict``, probabilities of both, and with a prior ln of the Bayes factor of core over cusp. The
+        verdict is ``core`` or ``cusp`` where the slope is certainly one, ``no cusp`` or ``no core`` where
+        only the opposite is excluded (the rest may lie between the two), else ``undecided``.
     """
 
     def parts(samples: Array) -> tuple[float, float]:
@@ -238,11 +239,11 @@ def verdict(slope: Array, settings: ProductSettings, prior: Array | None = None)
 
     core, cusp = parts(slope)
     called = "undecided"
-    # certain of a core: nearly no probability is left for a cusp, and more lies on the core's side
+    # where more lies on the core's side: is it certain to be one, or is nothing left for a cusp?
     if core > cusp and 1 - cusp >= settings.certain:
-        called = "core"
+        called = "core" if core >= settings.certain else "no cusp"
     elif cusp > core and 1 - core >= settings.certain:
-        called = "cusp"
+        called = "cusp" if cusp >= settings.certain else "no core"
     found: dict[str, Any] = {"verdict": called, "core": core, "cusp": cusp}
     found |= {"core_below": settings.core_below, "cusp_above": settings.cusp_above}
     if prior is not None:

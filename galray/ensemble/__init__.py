@@ -14,7 +14,9 @@ from galray.ensemble.members import (
 )
 from galray.ensemble.methods import combine_methods
 from galray.ensemble.resample import bootstrap_counts, bootstrap_indices, split_indices
-from galray.ensemble.runner import run_members
+from galray.ensemble.runner import concurrent_members, run_members
+from galray.ensemble.search import SearchRange, TuneSettings
+from galray.ensemble.searching import Trial, read_trials, run_search
 from galray.ensemble.store import MemberOutcome, MemberStore, report_progress
 from galray.ensemble.variance import jackknife_covariance, student_factor
 
@@ -31,15 +33,21 @@ __all__ = [
     "MemberOutcome",
     "MemberSpec",
     "MemberStore",
+    "SearchRange",
     "Term",
+    "Trial",
+    "TuneSettings",
     "bootstrap_counts",
     "bootstrap_indices",
     "combine_family",
     "combine_methods",
+    "concurrent_members",
     "design",
     "jackknife_covariance",
+    "read_trials",
     "report_progress",
     "run_members",
+    "run_search",
     "split_indices",
     "student_factor",
 ]

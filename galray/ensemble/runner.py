@@ -13,7 +13,7 @@ from galray.ensemble.members import EnsembleSettings, MemberSpec
 from galray.ensemble.store import MemberOutcome, MemberStore
 from galray.errors import GalrayError
 
-__all__ = ["run_members"]
+__all__ = ["concurrent_members", "run_members"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def run_members(
         for outcome in store.arrange(specs):
             done(outcome)
         missing = [spec for spec in specs if spec.id not in outcomes]
-        concurrent = _concurrent(settings, len(missing))
+        concurrent = concurrent_members(settings, len(missing))
         if missing and concurrent:
             from galray.ensemble.trials import run_trials
 
@@ -95,7 +95,7 @@ def run_members(
     return result
 
 
-def _concurrent(settings: EnsembleSettings, num_members: int) -> int:
+def concurrent_members(settings: EnsembleSettings, num_members: int) -> int:
     """Say how many members run at a time on the cluster; 0 for one by one in this process."""
     if settings.concurrent == 0 or not is_connected() or not num_members:
         return 0

@@ -22,7 +22,7 @@ from galray.ensemble.execute import MemberFunction, execute, limit_threads
 from galray.ensemble.members import EnsembleSettings, MemberSpec
 from galray.ensemble.store import MemberOutcome, MemberStore, read_progress
 
-__all__ = ["run_trials"]
+__all__ = ["run_trials", "silence"]
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -172,7 +172,7 @@ def run_trials(
         tune.with_parameters(MemberTrial, shared=shared),
         {"cpu": settings.cpus_per_member, "gpu": settings.gpus_per_member},
     )
-    with _silence():
+    with silence():
         tuner = tune.Tuner(
             trainable,
             param_space={"member": tune.grid_search(list(range(len(specs))))},
@@ -197,10 +197,15 @@ def run_trials(
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep Tune's tables and warnings off the terminal, and put everything back afterwards."""
-    before = {name: os.environ.get(name) for name in _QUIET}
-    os.environ.update(_QUIET)
+def silence(**more: str) -> Iterator[None]:
+    """Keep Tune's tables and warnings off the terminal, and put everything back afterwards.
+
+    Arguments:
+        more: Further environment variables of Tune, for the same time.
+    """
+    quiet = _QUIET | more
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -248,8 +248,10 @@ def sentence(result: GalaxyResult) -> str:
     where = rho.name.removeprefix("rho_dm_").replace("pc", " pc")
     cusp = result.cusp
     called = {
-        "core": f"a core is favoured (P(γ > {cusp['cusp_above']:g}) = {cusp['cusp']:.2f})",
-        "cusp": f"a cusp is favoured (P(γ < {cusp['core_below']:g}) = {cusp['core']:.2f})",
+        "core": f"a core (P(γ < {cusp['core_below']:g}) = {cusp['core']:.2f})",
+        "cusp": f"a cusp (P(γ > {cusp['cusp_above']:g}) = {cusp['cusp']:.2f})",
+        "no cusp": f"a cusp is excluded (P(γ > {cusp['cusp_above']:g}) = {cusp['cusp']:.2f})",
+        "no core": f"a core is excluded (P(γ < {cusp['core_below']:g}) = {cusp['core']:.2f})",
         "undecided": "core or cusp stays open",
     }[cusp["verdict"]]
     return (

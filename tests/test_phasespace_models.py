@@ -25,8 +25,6 @@ from galray.phasespace import (
     save_model,
 )
 from galray.phasespace.checks import agreement, stein_identities
-from galray.phasespace.gradient_mlp import GradientMLP
-from galray.phasespace.mlp import DivergenceMLP
 from galray.training import TrainingSettings, fit
 
 SUN = (-8.121973, 0.0, 0.0208)
@@ -150,33 +148,6 @@ def test_flow_is_normalised_and_samples_itself(name):
     full = flow.score(w[:20])
     assert torch.allclose(conditional[:, 3:], full[:, 3:], atol=1e-9)
     assert not torch.allclose(conditional[:, :3], full[:, :3])
-
-
-@pytest.mark.parametrize("hidden", [(12,), (12, 9), (12, 9, 7), (8, 8, 8, 8)])
-@pytest.mark.parametrize("activation", ["tanh", "silu", "softplus"])
-def test_divergence_fast_path_equals_torch_func(hidden, activation):
-    torch.manual_seed(0)
-    net = DivergenceMLP(6, hidden, activation).double()
-    torch.nn.init.normal_(net.out.weight)
-    u = torch.randn(40, 6, dtype=torch.float64)
-    value, divergence = net.value_and_divergence(u)
-    assert torch.allclose(value, net(u))
-    jacobian = torch.func.vmap(torch.func.jacrev(net))(u)
-    assert torch.allclose(divergence, jacobian.diagonal(dim1=-1, dim2=-2).sum(-1), atol=1e-12)
-
-
-@pytest.mark.parametrize("hidden", [(12,), (12, 9), (12, 9, 7)])
-@pytest.mark.parametrize("activation", ["tanh", "silu", "softplus"])
-def test_gradient_network_equals_torch_func(hidden, activation):
-    torch.manual_seed(0)
-    net = GradientMLP(6, hidden, activation).double()
-    torch.nn.init.normal_(net.out.weight)
-    u = torch.randn(40, 6, dtype=torch.float64)
-    score, divergence = net.value_and_divergence(u)
-    assert torch.allclose(score, torch.func.vmap(torch.func.grad(net.potential))(u), atol=1e-12)
-    hessian = torch.func.vmap(torch.func.hessian(net.potential))(u)
-    assert torch.allclose(divergence, hessian.diagonal(dim1=-1, dim2=-2).sum(-1), atol=1e-11)
-    assert torch.equal(net(u.reshape(4, 10, 6)).reshape(-1, 6), score)
 
 
 def test_base_divergence_equals_torch_func():

@@ -7,24 +7,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from galray.phasespace.activations import derivatives
+from galray.phasespace.forward_laplacian import ForwardLaplacian, laplacian_by_autograd
 from galray.phasespace.settings import Activation
 
 __all__ = ["GradientMLP"]
-
-
-def _derivatives(name: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """φ(z), φ'(z) and φ''(z), sharing what they have in common."""
-    if name == "tanh":
-        a = torch.tanh(z)
-        slope = 1.0 - a * a
-        return a, slope, -2.0 * a * slope
-    gate = torch.sigmoid(z)
-    bend = gate * (1.0 - gate)
-    if name == "silu":
-        return z * gate, gate + z * bend, bend * (2.0 + z * (1.0 - 2.0 * gate))
-    return F.softplus(z), gate, bend
 
 
 class GradientMLP(nn.Module):
@@ -36,7 +24,7 @@ class GradientMLP(nn.Module):
 
         ∂ᵢφ(z) = φ'(z) W ∂ᵢa,      ∇²φ(z) = φ'(z) W ∇²a + φ''(z) Σᵢ (W ∂ᵢa)²,
 
-    one matrix product per layer for d + 2 rows, and no autograd graph of a graph.
+    so that a layer costs a matrix product for d + 2 rows, and no autograd graph of a graph is built.
 
     Arguments:
         features: Number d of inputs.
@@ -54,29 +42,48 @@ class GradientMLP(nn.Module):
         self.out = nn.Linear(widths[-1], 1, bias=False)
         nn.init.zeros_(self.out.weight)
 
+    @property
+    def _layers(self) -> list[nn.Linear]:
+        return [cast(nn.Linear, layer) for layer in self.hidden]
+
     def forward(self, u: Tensor) -> Tensor:
-        """U (*, d) to the score ∇g (*, d)."""
-        value, _ = self.value_and_divergence(u.reshape(-1, self.features))
-        return value.reshape(u.shape)
+        """U (*, d) to the score ∇g (*, d), by one pass back through the layers."""
+        slopes = []
+        for layer in self._layers:
+            u, slope = derivatives(self.activation, layer(u), 1)
+            slopes.append(slope)
+        adjoint = self.out.weight[0]
+        for layer, slope in zip(reversed(self._layers), reversed(slopes), strict=True):
+            adjoint = (adjoint * slope) @ layer.weight
+        return adjoint
 
     def potential(self, u: Tensor) -> Tensor:
         """The scalar g at u (*, d): shape (*,)."""
-        for layer in self.hidden:
-            u = _derivatives(self.activation, layer(u))[0]
+        for layer in self._layers:
+            u = derivatives(self.activation, layer(u), 0)[0]
         return self.out(u).squeeze(-1)
 
     def value_and_divergence(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """∇g (n, d) and ∇²g (n,) at u (n, d)."""
-        d = self.features
-        first, *rest = (cast(nn.Linear, layer) for layer in self.hidden)
-        a, slope, bend = _derivatives(self.activation, first(u))
-        tangents = slope.unsqueeze(1) * first.weight.t()  # (n, d, width)
-        laplacian = bend * first.weight.square().sum(1)
-        for layer in rest:
-            rows = torch.cat([tangents, laplacian.unsqueeze(1), a.unsqueeze(1)], 1) @ layer.weight.t()
-            a, slope, bend = _derivatives(self.activation, rows[:, d + 1] + layer.bias)
-            pushed = rows[:, :d]
-            tangents = slope.unsqueeze(1) * pushed
-            laplacian = slope * rows[:, d] + bend * pushed.square().sum(1)
-        weight = self.out.weight[0]
-        return tangents @ weight, laplacian @ weight
+        layers = self._layers
+        if len(layers) == 1:
+            weights, biases = [layers[0].weight], [layers[0].bias]
+            return laplacian_by_autograd(self.activation, u, weights, biases, self.out.weight[0])
+        hidden = [p for layer in layers for p in (layer.weight, layer.bias)]
+        return ForwardLaplacian.apply(self.activation, u, self.out.weight[0], *hidden)
+
+    def value_and_curvature(self, u: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """∇g (n, d) and the second derivative tᵀ(∇∇g)t (n,) along one direction t (n, d) per point."""
+        slopes = []
+        first, second = direction, torch.zeros_like(direction)
+        a = u
+        for layer in self._layers:
+            z, first, second = layer(a), first @ layer.weight.t(), second @ layer.weight.t()
+            a, slope, bend = derivatives(self.activation, z, 2)
+            slopes.append(slope)
+            second = slope * second + bend * first.square()
+            first = slope * first
+        adjoint = self.out.weight[0]
+        for layer, slope in zip(reversed(self._layers), reversed(slopes), strict=True):
+            adjoint = (adjoint * slope) @ layer.weight
+        return adjoint, self.out(second).squeeze(-1)

@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from galray.phasespace.activations import derivatives
 from galray.phasespace.settings import Activation
 
 __all__ = ["DivergenceMLP"]
-
-
-def _value(name: str, z: Tensor) -> Tensor:
-    """φ(z)."""
-    if name == "tanh":
-        return torch.tanh(z)
-    if name == "silu":
-        return F.silu(z)
-    return F.softplus(z) - math.log(2.0)
-
-
-def _value_and_slope(name: str, z: Tensor) -> tuple[Tensor, Tensor]:
-    """φ(z) and φ'(z), sharing what they have in common."""
-    if name == "tanh":
-        a = torch.tanh(z)
-        return a, 1.0 - a * a
-    gate = torch.sigmoid(z)
-    if name == "silu":
-        a = z * gate
-        return a, gate + a * (1.0 - gate)
-    return F.softplus(z) - math.log(2.0), gate
 
 
 class DivergenceMLP(nn.Module):
@@ -46,6 +23,8 @@ class DivergenceMLP(nn.Module):
         ∇·s = φ'(z₁)·diag(W₁W_o),      ∇·s = φ'(z₂)ᵀ [W₂ ∘ (W₁W_o)ᵀ] φ'(z₁),
 
     so that the exact divergence of a network with two hidden layers costs one more matrix product, not d.
+    In deeper ones the tangents run from the input up to the last hidden layer but one, those of the
+    outputs down to it, and meet there: one chain of products with a constant start on either side.
 
     Arguments:
         features: Number d of inputs and outputs.
@@ -64,28 +43,41 @@ class DivergenceMLP(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
+    @property
+    def _layers(self) -> list[nn.Linear]:
+        return [cast(nn.Linear, layer) for layer in self.hidden]
+
     def forward(self, u: Tensor) -> Tensor:
         """U (*, d) to the value (*, d)."""
-        for layer in self.hidden:
-            u = _value(self.activation, layer(u))
+        for layer in self._layers:
+            u = derivatives(self.activation, layer(u), 0)[0]
         return self.out(u)
 
     def value_and_divergence(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The value (n, d) and its divergence (n,) at u (n, d)."""
-        layers = [cast(nn.Linear, layer) for layer in self.hidden]
-        first = layers[0]
-        a, slope = _value_and_slope(self.activation, first(u))
-        depth = len(self.hidden)
-        if depth == 1:
-            trace = (first.weight * self.out.weight.t()).sum(1)
-            return self.out(a), slope @ trace
-        if depth == 2:
-            second = layers[1]
-            a2, slope2 = _value_and_slope(self.activation, second(a))
-            coupled = second.weight * (first.weight @ self.out.weight).t()
-            return self.out(a2), (slope2 * (slope @ coupled.t())).sum(-1)
-        tangents = slope.unsqueeze(1) * first.weight.t()  # (n, d, width)
-        for layer in layers[1:]:
-            a, slope = _value_and_slope(self.activation, layer(a))
-            tangents = slope.unsqueeze(1) * (tangents @ layer.weight.t())
-        return self.out(a), (tangents * self.out.weight).sum((-1, -2))
+        layers = self._layers
+        slopes = []
+        for layer in layers:
+            u, slope = derivatives(self.activation, layer(u), 1)
+            slopes.append(slope)
+        value = self.out(u)
+        first, last = layers[0].weight, self.out.weight
+        if len(layers) == 1:
+            return value, slopes[0] @ (first * last.t()).sum(1)
+        if len(layers) == 2:
+            coupled = layers[1].weight * (first @ last).t()
+            return value, (slopes[1] * (slopes[0] @ coupled.t())).sum(-1)
+        # ∂ᵢz from the input's side up to the last layer but one, and from the output's side down to it
+        pushed = slopes[0] @ (first.t().unsqueeze(2) * layers[1].weight.t())  # (d, n, width)
+        for layer, slope in zip(layers[2:-1], slopes[1:-2], strict=True):
+            pushed = (slope * pushed) @ layer.weight.t()
+        pulled = slopes[-1] @ (last.unsqueeze(2) * layers[-1].weight)
+        return value, ((pushed * pulled).sum(0) * slopes[-2]).sum(-1)
+
+    def value_and_curvature(self, u: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """The value (n, d) and tᵀ(∇s)t (n,) along one direction t (n, d) per point."""
+        tangent = direction
+        for layer in self._layers:
+            u, slope = derivatives(self.activation, layer(u), 1)
+            tangent = slope * (tangent @ layer.weight.t())
+        return self.out(u), ((tangent @ self.out.weight.t()) * direction).sum(-1)

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from galray.errors import GalrayError
+from galray.gravity.exports import Exportable
 from galray.units import to_internal
 
 __all__ = ["FieldEnsemble"]
 
 
-class FieldEnsemble:
+class FieldEnsemble(Exportable):
     """Fields with the tag of what was varied; differentiate inside a member, combine after.
 
     The value of a method is the mean over its full-sample members, the value of the ensemble the weighted
@@ -95,6 +96,25 @@ class FieldEnsemble:
         from galray.gravity import smoothed_density
 
         return self._combine(lambda field, points: smoothed_density(field, points, kernel), x, method)
+
+    def mean_field(self, method: str | None = None) -> Any:
+        """The same mean as one field with a potential and a density, `galray.gravity.MeanField`.
+
+        Arguments:
+            method: One method; all together where not given.
+        """
+        from galray.gravity import MeanField
+
+        fields, shares = [], []
+        for name, weight in (self.weights if method is None else {method: 1.0}).items():
+            whole = [field for varied, field in self._of(name) if varied in ("base", "seed")]
+            fields += whole
+            shares += [weight / len(whole)] * len(whole)
+        return MeanField(fields, shares)
+
+    def exported_field(self) -> Any:
+        """What the exports to galpy, gala and agama evaluate: the mean over methods."""
+        return self.mean_field()
 
     def members(self, x: Any, method: str) -> np.ndarray:
         """Accelerations of every member of a method, shape (members, *, 3), in (km/s)²/kpc."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         north_south,
         verdict,
     )
+    from galray.gravity.exports import to_agama, to_gala, to_galpy
     from galray.gravity.halo import (
         AveragingPoints,
         averaging_points,
@@ -57,6 +58,7 @@ _HOMES = {
         "north_south",
         "verdict",
     ),
+    "exports": ("to_agama", "to_gala", "to_galpy"),
     "halo": (
         "AveragingPoints",
         "averaging_points",
@@ -116,6 +118,9 @@ __all__ = [
     "smooth",
     "smoothed_density",
     "surface_density",
+    "to_agama",
+    "to_gala",
+    "to_galpy",
     "valid_positions",
     "verdict",
     "vertical_force",

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from galray.errors import GalrayError
+from galray.gravity.exports import Exportable
 from galray.gravity.region import Region, as_positions, as_region
 
 __all__ = ["LeastSquaresField", "least_squares"]
@@ -110,7 +111,7 @@ def _solve(v: Tensor, scores: list[Tensor], form: Form) -> Tensor:
     return -torch.linalg.solve(centred.mT @ scores[0][..., 3:], centred.mT @ streaming[0])[..., 0]
 
 
-class LeastSquaresField:
+class LeastSquaresField(Exportable):
     """`least_squares` as an acceleration field, with the same random velocities on every call.
 
     Arguments:

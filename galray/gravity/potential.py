@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
+from galray.gravity.exports import Exportable
 from galray.gravity.instrument import VelocityMoments
 from galray.gravity.region import Region, as_positions, as_region
 from galray.gravity.settings import PotentialSettings
@@ -120,7 +121,7 @@ class PotentialNetwork(nn.Module):
         return f.detach(), torch.stack(columns, -1)
 
 
-class PotentialField:
+class PotentialField(Exportable):
     """Φ = spline + ψ inside a ball.
 
     Arguments:

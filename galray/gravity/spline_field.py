@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from galray.errors import GalrayError
+from galray.gravity.exports import Exportable
 from galray.gravity.poisson import Kernel, check_region
 from galray.gravity.region import Region, as_positions
 from galray.gravity.splines import Array, TensorBasis, to_numpy
@@ -21,7 +22,7 @@ Quantity = Literal["potential", "acceleration", "mass_density", "smoothed_densit
 """What is linear in the spline coefficients."""
 
 
-class SplineField:
+class SplineField(Exportable):
     """Φ(x) = Σ_p θ_p B_p(x) inside a ball.
 
     Arguments:

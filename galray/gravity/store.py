@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from galray.errors import GalrayError
+from galray.gravity.exports import Exportable
 from galray.gravity.potential import PotentialField, PotentialNetwork
 from galray.gravity.region import Region, as_positions
 from galray.gravity.spline_field import SplineField
@@ -24,7 +25,7 @@ __all__ = ["MeanField", "load_field", "save_field"]
 _JSON, _TENSORS = "field.json", "field.safetensors"
 
 
-class MeanField:
+class MeanField(Exportable):
     """The mean of several fields: accelerations are linear, so potentials and densities average too.
 
     Arguments:

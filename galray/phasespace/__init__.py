@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from galray.phasespace.noise_settings import NoiseSettings
 from galray.phasespace.settings import BaseSettings, FlowPart, FlowSettings, ScoreSettings
 
 if TYPE_CHECKING:
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
     from galray.phasespace.exact import ExactModel
     from galray.phasespace.flow import PhaseSpaceFlow
     from galray.phasespace.models import build_model, load_model, save_model
+    from galray.phasespace.noise import attach_errors
+    from galray.phasespace.noise_objectives import (
+        ConvolvedLikelihood,
+        PosteriorScoreMatching,
+        posterior_stars,
+    )
     from galray.phasespace.objectives import Objective, objective
     from galray.phasespace.protocols import ConditionalModel, PhaseSpaceModel
     from galray.phasespace.score import ScoreNetwork
@@ -21,17 +28,22 @@ __all__ = [
     "BaseSettings",
     "Chart",
     "ConditionalModel",
+    "ConvolvedLikelihood",
     "ExactModel",
     "FlowPart",
     "FlowSettings",
+    "NoiseSettings",
     "Objective",
     "PhaseSpaceFlow",
     "PhaseSpaceModel",
+    "PosteriorScoreMatching",
     "ScoreNetwork",
     "ScoreSettings",
+    "attach_errors",
     "build_model",
     "load_model",
     "objective",
+    "posterior_stars",
     "run_checks",
     "save_model",
 ]
@@ -41,14 +53,18 @@ _HOMES = {
     "Ball": "transforms",
     "Chart": "transforms",
     "ConditionalModel": "protocols",
+    "ConvolvedLikelihood": "noise_objectives",
     "ExactModel": "exact",
     "Objective": "objectives",
     "PhaseSpaceFlow": "flow",
     "PhaseSpaceModel": "protocols",
+    "PosteriorScoreMatching": "noise_objectives",
     "ScoreNetwork": "score",
+    "attach_errors": "noise",
     "build_model": "models",
     "load_model": "models",
     "objective": "objectives",
+    "posterior_stars": "noise_objectives",
     "run_checks": "checks",
     "save_model": "models",
 }

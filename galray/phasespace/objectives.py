@@ -134,11 +134,19 @@ def objective(kind: str, settings: Any = None) -> Objective:
 
     Arguments:
         kind: ``flow`` or ``score``.
-        settings: The model's settings; kept for objectives that have some of their own.
+        settings: The model's settings: its ``noise`` says whether the stars' errors are deconvolved.
 
     Raises:
         GalrayError: An unknown kind.
     """
+    noise = getattr(settings, "noise", None)
+    if noise is not None and noise.treatment == "deconvolve":
+        from galray.phasespace.noise_objectives import ConvolvedLikelihood, PosteriorScoreMatching
+
+        if kind == "flow":
+            return ConvolvedLikelihood(noise)
+        if kind == "score":
+            return PosteriorScoreMatching(noise)
     if kind == "flow":
         return FlowLikelihood()
     if kind == "score":

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from galray.phasespace.noise_settings import NoiseSettings
 from galray.settings import Settings
 
 __all__ = ["Activation", "BaseSettings", "Coordinates", "FlowPart", "FlowSettings", "ScoreSettings"]
@@ -42,6 +43,8 @@ class FlowSettings(Settings):
     """n(x), in ball-transformed coordinates."""
     velocity: FlowPart = FlowPart()
     """p(v|x), in standardised velocity components."""
+    noise: NoiseSettings = NoiseSettings()
+    """What training does with measurement errors."""
 
 
 class BaseSettings(Settings):
@@ -75,3 +78,5 @@ class ScoreSettings(Settings):
     """Smooth activation: silu, tanh or softplus."""
     base: BaseSettings = BaseSettings()
     """The analytic base that the network corrects."""
+    noise: NoiseSettings = NoiseSettings()
+    """What training does with measurement errors."""

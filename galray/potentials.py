@@ -1,4 +1,4 @@
-"""Analytic, axisymmetric gravitational potentials in torch float64: Φ, a = −∇Φ and ρ to round-off."""
+"""Analytic gravitational potentials in torch float64: Φ, a = −∇Φ and ρ to round-off."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ class Potential(ABC):
 
     _kinds: ClassVar[dict[str, type[Potential]]] = {}
     _parameters: ClassVar[tuple[str, ...]] = ()
+    axisymmetric: bool = True
+    """Whether gravity is the same at every azimuth, so that `force_factors` exist."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -420,6 +422,7 @@ class Composite(Potential):
             raise GalrayError("a composite potential needs at least one component", "name one, e.g. 'halo'")
         super().__init__()
         self.components = dict(components)
+        self.axisymmetric = all(part.axisymmetric for part in self.components.values())
 
     def subset(self, names: Iterable[str]) -> Composite:
         """The sum of the named components alone.
@@ -440,6 +443,13 @@ class Composite(Potential):
         """Φ(x) in (km/s)², shape (*)."""
         x = _positions(x)
         return torch.stack([part.potential(x) for part in self.components.values()]).sum(0)
+
+    def acceleration(self, x: Any) -> Tensor:
+        """a(x) = −∇Φ in (km/s)²/kpc, shape (*, 3)."""
+        if self.axisymmetric:
+            return super().acceleration(x)
+        x = _positions(x)
+        return torch.stack([part.acceleration(x) for part in self.components.values()]).sum(0)
 
     def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
@@ -475,6 +485,8 @@ def from_dict(description: Mapping[str, Any]) -> Potential:
     Raises:
         GalrayError: An unknown type, or a missing, unknown or impossible parameter.
     """
+    import galray.bar_potential  # noqa: F401  (names its potential by being imported)
+
     values = dict(description)
     kind = values.pop("type", None)
     cls = Potential._kinds.get(str(kind))

@@ -1,10 +1,12 @@
-"""Galaxies whose truth is known: exact spheres, dwarfs, an orbit-mixed Milky Way, and how they are seen."""
+"""Galaxies whose truth is known: exact spheres, dwarfs, orbit-mixed Milky Ways, and how they are seen."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from galray.mocks.settings import (
+    BarredGalaxySettings,
+    BarSettings,
     DiscSettings,
     DwarfObserveSettings,
     MilkyWayPotentialSettings,
@@ -14,14 +16,19 @@ from galray.mocks.settings import (
 )
 
 if TYPE_CHECKING:
+    from galray.mocks.bars import BarredGalaxy
     from galray.mocks.discs import MilkyWay
     from galray.mocks.dwarf_observe import observe_dwarf
     from galray.mocks.dwarfs import GAIA_CHALLENGE, DwarfMock, gaia_challenge
     from galray.mocks.eddington import EddingtonSphere
+    from galray.mocks.rotating import RotatingIsothermal
     from galray.mocks.spheres import HernquistSphere, IsochroneSphere, PlummerSphere
 
 __all__ = [
     "GAIA_CHALLENGE",
+    "BarSettings",
+    "BarredGalaxy",
+    "BarredGalaxySettings",
     "DiscSettings",
     "DwarfMock",
     "DwarfObserveSettings",
@@ -33,6 +40,7 @@ __all__ = [
     "MilkyWaySettings",
     "ObserveSettings",
     "PlummerSphere",
+    "RotatingIsothermal",
     "StellarHaloSettings",
     "gaia_challenge",
     "observe_dwarf",
@@ -40,6 +48,8 @@ __all__ = [
 
 # torch and pyarrow are imported with what needs them; a configuration needs the settings alone
 _HOMES = {
+    "BarredGalaxy": "bars",
+    "RotatingIsothermal": "rotating",
     "DwarfMock": "dwarfs",
     "GAIA_CHALLENGE": "dwarfs",
     "gaia_challenge": "dwarfs",

@@ -18,8 +18,8 @@ __all__ = ["MeridionalOrbits", "energy", "integrate", "pericentre"]
 _B1, _B2, _B3 = 0.0829844064174052, 0.396309801498368, -0.0390563049223486
 _A1, _A2 = 0.245298957184271, 0.604872665711080
 _A3 = 0.5 - (_A1 + _A2)
-_KICKS = (_B1, _B2, _B3, 1 - 2 * (_B1 + _B2 + _B3), _B3, _B2, _B1)
-_DRIFTS = (_A1, _A2, _A3, _A3, _A2, _A1)
+KICKS = (_B1, _B2, _B3, 1 - 2 * (_B1 + _B2 + _B3), _B3, _B2, _B1)
+DRIFTS = (_A1, _A2, _A3, _A3, _A2, _A1)
 
 _CHUNK = 8_192  # stars whose working arrays stay in a core's cache together
 
@@ -129,8 +129,8 @@ def _advance(
     """
     radius, z, v_radius, v_z = (torch.from_numpy(c.copy()) for c in state.T)
     momentum2 = torch.from_numpy(momentum).square()
-    drifts = [a * torch.from_numpy(step) for a in _DRIFTS]
-    kicks = [b * torch.from_numpy(step) for b in _KICKS]
+    drifts = [a * torch.from_numpy(step) for a in DRIFTS]
+    kicks = [b * torch.from_numpy(step) for b in KICKS]
     joined = kicks[0] + kicks[-1]
 
     def kick(h: Tensor) -> None:

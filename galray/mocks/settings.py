@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from galray.settings import Settings
 
 __all__ = [
+    "BarSettings",
+    "BarredGalaxySettings",
     "DiscSettings",
     "DwarfObserveSettings",
     "MilkyWayPotentialSettings",
@@ -90,6 +92,65 @@ class MilkyWaySettings(Settings):
             raise ValueError(
                 f"the fractions of thin_disc, thick_disc and stellar_halo add up to {total:g}, not 1"
             )
+        return self
+
+
+class BarSettings(Settings):
+    """A steadily turning bar of the Long–Murali form."""
+
+    mass: float = Field(default=3.0e10, gt=0)
+    """Mass in Msun."""
+    half_length_kpc: float = Field(default=6.0, gt=0)
+    width_kpc: float = Field(default=1.0, gt=0)
+    height_kpc: float = Field(default=0.5, gt=0)
+    angle_deg: float = 27.0
+    """Azimuth of its near end, from the Sun along Galactic rotation."""
+    pattern_speed_km_s_kpc: float = Field(default=34.0, gt=0, le=100)
+    """Ω_p, positive along Galactic rotation."""
+
+
+class BarredGalaxySettings(Settings):
+    """A barred Galaxy whose mass and pattern speed are known and whose tracers are stationary as it turns.
+
+    The bar is long and heavy on purpose: gravity at the Sun depends on azimuth by a tenth and more.
+    """
+
+    num_stars: int = Field(default=200_000, gt=0)
+    """Stars in the ball."""
+    ball_radius_kpc: float = Field(default=4.0, gt=0, le=6.0)
+    """Radius of the ball around the Sun that holds the stars, in kpc."""
+    bar: BarSettings = BarSettings()
+    disc_mass: float = Field(default=3.6e10, gt=0)
+    """Mass of the Miyamoto–Nagai disc in Msun."""
+    disc_length_kpc: float = Field(default=3.2, gt=0)
+    disc_height_kpc: float = Field(default=0.3, gt=0)
+    halo_density_msun_pc3: float = Field(default=0.010, gt=0)
+    """Density of the NFW halo at the Sun in Msun/pc³."""
+    halo_scale_radius_kpc: float = Field(default=15.0, gt=0)
+    discs: tuple[DiscSettings, ...] = (
+        DiscSettings(
+            fraction=0.7, scale_length_kpc=3.0, sigma_r_km_s=35.0, sigma_z_km_s=22.0, sigma_length_kpc=8.0
+        ),
+        DiscSettings(
+            fraction=0.3, scale_length_kpc=2.8, sigma_r_km_s=60.0, sigma_z_km_s=45.0, sigma_length_kpc=10.0
+        ),
+    )
+    """Tracers, by their guiding radii and energies before the bar has stirred them."""
+    guiding_radii_kpc: tuple[float, float] = (3.0, 14.0)
+    """Smallest and largest guiding radius."""
+    mixing_periods: float = Field(default=9.0, ge=3)
+    """Longest time that an orbit is followed, in radial periods of its guiding radius."""
+    energy_tolerance: float = Field(default=1e-3, gt=0, le=1e-2)
+    """Largest |ΔE_J| of an orbit in units of v_c²; one beyond it is integrated again with shorter steps."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BarredGalaxySettings:
+        total = sum(disc.fraction for disc in self.discs)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the fractions of discs add up to {total:g}, not 1")
+        low, high = self.guiding_radii_kpc
+        if not 0 < low < high:
+            raise ValueError("guiding_radii_kpc: give two radii above zero, the smaller first")
         return self
 
 

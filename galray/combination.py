@@ -18,6 +18,7 @@ from galray.ensemble import Estimate, MemberSpec, MemberStore, combine_family, c
 from galray.errors import GalrayError
 from galray.frame import cylindrical
 from galray.measurement import load_evaluation, places_of
+from galray.model_checks import member_checks
 from galray.results import HEADLINE, Places
 from galray.rundir import RunDirectory, read_json
 from galray.seeds import seed_sequence
@@ -102,7 +103,7 @@ def combine_run(
         "budget": summary.budget_rows(places, estimates),
         "catalog": account(store),
         "equilibrium": verdict(places, estimates, record_of_moments),
-        "checks": member_checks(folder, members),
+        "checks": member_checks(config, folder, store, list(specs)),
         "members": members,
         "weights": {}
         if weights is None
@@ -254,16 +255,6 @@ def member_rows(folder: Path) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def member_checks(folder: Path, members: list[dict[str, Any]]) -> dict[str, Any]:
-    """The checks without truth of each family's base member."""
-    checks: dict[str, Any] = {}
-    for row in members:
-        path = folder / "members" / f"{row['index']:03d}" / "checks.json"
-        if row["family"] not in checks and path.is_file():
-            checks[row["family"]] = read_json(path)
-    return checks
 
 
 def sample_stars(store: ShardStore, seed: int, path: Path) -> None:

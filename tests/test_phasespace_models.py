@@ -24,7 +24,6 @@ from galray.phasespace import (
     run_checks,
     save_model,
 )
-from galray.phasespace.checks import agreement, stein_identities
 from galray.training import TrainingSettings, fit
 
 SUN = (-8.121973, 0.0, 0.0208)
@@ -249,24 +248,7 @@ def test_flow_learns_plummer_and_checks_see_it(plummer):
         good["held-out negative log likelihood"]["value"] < poor["held-out negative log likelihood"]["value"]
     )
     for row in good.values():
-        assert set(row) == {"value", "error", "expected", "ok"}
-
-
-def test_exact_model_passes_stein_and_a_wrong_one_fails(plummer):
-    sphere, ball, _, held = plummer
-    exact = ExactModel(sphere)
-    rows = stein_identities(exact, held, ball)
-    assert all(row["ok"] for row in rows.values())
-
-    class Wrong:
-        def score(self, w):
-            return 1.3 * exact.score(w)
-
-    rows = stein_identities(Wrong(), held, ball)
-    assert not rows["E[v_x s_vx]"]["ok"]
-    assert agreement(exact, Wrong(), held)["value"] == pytest.approx(0.3 / 1.15, rel=1e-6)
-    velocities = exact.sample_velocity(held[:3, :3], 5, torch.Generator().manual_seed(1))
-    assert velocities.shape == (5, 3, 3)
+        assert set(row) == {"value", "error", "expected", "allowed", "ok"}
 
 
 def test_same_seed_same_model_and_no_global_state():

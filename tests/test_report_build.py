@@ -170,6 +170,23 @@ def test_page_is_complete_and_figures_are_saved(mock_run):
     assert "steady state" in text
 
 
+def test_a_model_that_fails_its_checks_is_flagged_in_plain_words(mock_run):
+    words = " ".join(" ".join(parse(mock_run).text).split())
+    flag = (
+        "the model of the stars fails 1 of 3 checks that need no truth (how far the score is from a gradient"
+    )
+    assert flag in words
+    assert "instead of 0 ± 0.075" in words
+    assert "Do not trust the gravity from it" in words
+    assert "a correct model fails any of them once in a hundred runs" in words
+
+    from galray.report import diagnostics
+    from galray.report.run import RunFolder
+
+    run = RunFolder(mock_run, {"checks": {"score": {"E[s_vx]": {"value": 0.0, "error": 0.1, "ok": True}}}})
+    assert diagnostics.check_warnings(diagnostics.checks(run)) == []
+
+
 def test_nothing_is_loaded_from_outside(mock_run):
     page = parse(mock_run)
     for source in page.loads:

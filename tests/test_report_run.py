@@ -138,7 +138,9 @@ def write_run(
                 "E[s_vx]": {"value": 0.004, "error": 0.003, "expected": 0.0, "ok": True},
                 "E[v_x s_vz]": {"value": 0.011, "error": 0.008, "expected": 0.0, "ok": True},
                 "held-out NLL": {"value": -8.1034, "error": 0.01, "expected": None, "ok": None},
-                "curl of the score": {"value": 0.12, "error": 0.02, "expected": 0.0, "ok": False},
+                "curl of the score": {
+                    "value": 0.12, "error": 0.02, "expected": 0.0, "allowed": 0.0754, "ok": False
+                },
             }
             for family in families
         },

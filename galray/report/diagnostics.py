@@ -19,7 +19,7 @@ from galray.report.text import (
     unit_text,
 )
 
-__all__ = ["catalog_rows", "check_words", "checks", "equilibrium", "members", "provenance"]
+__all__ = ["catalog_rows", "check_warnings", "check_words", "checks", "equilibrium", "members", "provenance"]
 
 # Patterns of the names that `galray.phasespace.run_checks` gives, and what the checks say in words.
 _CHECK_WORDS = [
@@ -28,7 +28,15 @@ _CHECK_WORDS = [
     (r"E\[v_(\w) s_v(\w)\]", r"v_\1 and the score along v_\2 are uncorrelated (Stein)"),
     (r"E\[h s_(\w) \+ dh/d\1\]", r"the score along \1 averages to zero, edge weighted (Stein)"),
     (r"held-out (.+)", r"\1 on held-out stars"),
+    (
+        r"local E\[s_x\] − ∇ log n",
+        r"the score along x is ∇ log n around each of many places (Stein, kernels)",
+    ),
+    (r"local E\[s_v\]", r"the score along v averages to zero around each of many places (Stein, kernels)"),
+    (r"local E\[v s_v\] \+ 1", r"v times its own score averages to −1 around each of many places (Stein)"),
     (r"curl of the score", r"how far the score is from a gradient (0: it is one)"),
+    (r"noise in the score", r"the part of the score that is noise learnt by heart (Stein, its own score)"),
+    (r"difference of the scores", r"median relative difference of the two scores on stars neither has seen"),
     (
         r"two-sample classifier \(AUC\)",
         r"a classifier between the model's samples and stars (0.5: cannot tell)",
@@ -55,6 +63,11 @@ def checks(run: RunFolder) -> list[dict[str, Any]]:
             good, bad = item.get("ok") is True, item.get("ok") is False
             verdict = "as expected" if good else "differs from what it should be" if bad else "no verdict"
             value, error = item.get("value"), item.get("error")
+            expected = (
+                number(item["expected"]) if finite(item.get("expected")) else str(item.get("expected") or "")
+            )
+            if expected and finite(item.get("allowed")):
+                expected += f" ± {number(item['allowed'], 2)}"
             rows.append(
                 {
                     "name": str(name),
@@ -63,9 +76,7 @@ def checks(run: RunFolder) -> list[dict[str, Any]]:
                     "text": " ± ".join(t for t in measurement(value, error) if t)
                     if not isinstance(value, list)
                     else ", ".join(number(v) for v in value),
-                    "expected": number(item["expected"])
-                    if finite(item.get("expected"))
-                    else str(item.get("expected") or ""),
+                    "expected": expected,
                     "level": "ok" if good else "fail" if bad else "none",
                     "verdict": verdict,
                 }
@@ -80,10 +91,29 @@ def checks(run: RunFolder) -> list[dict[str, Any]]:
                     "rows": rows,
                     "sentence": f"{passed} of {len(judged)} as expected." if judged else "",
                     "level": "ok" if passed == len(judged) else "fail",
-                    "failed": [row["words"] for row in judged if row["level"] == "fail"],
+                    "failed": [
+                        f"{row['words']}: {row['text'] or 'not a number'} instead of {row['expected']}"
+                        for row in judged
+                        if row["level"] == "fail"
+                    ],
                 }
             )
     return sections
+
+
+def check_warnings(sections: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for the top of the page on every model that fails, from what `checks` gives."""
+    found = []
+    for section in sections:
+        failed = len(section["failed"])
+        if failed:
+            judged = sum(row["level"] != "none" for row in section["rows"])
+            found.append(
+                f"{section['label']}: the model of the stars fails {failed} of {judged} checks that need no "
+                f"truth ({section['failed'][0]}{'; …' if failed > 1 else ''}). Do not trust the gravity from "
+                "it before that is understood."
+            )
+    return found
 
 
 def equilibrium(run: RunFolder) -> dict[str, Any] | None:

@@ -251,6 +251,7 @@ def _tables(run: RunFolder) -> dict[str, Any]:
     keys = ("name", "created", "seconds", "seed", "galray", "git", "config_hash", "description")
     about: dict[str, Any] = dict.fromkeys(keys)
     about |= found if isinstance(found, dict) else {}
+    checks = diagnostics.checks(run)
     return {
         "run": about,
         "took": duration(about["seconds"]) if finite(about["seconds"]) else "",
@@ -268,14 +269,14 @@ def _tables(run: RunFolder) -> dict[str, Any]:
         ),
         "variants": sections.variants(run),
         "weights": sections.weights(run),
-        "checks": diagnostics.checks(run),
+        "checks": checks,
         "equilibrium": diagnostics.equilibrium(run),
         "catalog": diagnostics.catalog_rows(run),
         "members": diagnostics.members(run),
         "provenance": diagnostics.provenance(run),
         "config": run.config,
         "notes": _texts(run.summary.get("notes")),
-        "warnings": _texts(run.summary.get("warnings")) + run.problems,
+        "warnings": _texts(run.summary.get("warnings")) + diagnostics.check_warnings(checks) + run.problems,
         "stars_sampled": run.stars.height if run.stars is not None else 0,
         "humanise": humanise,
         "place": where_html,

@@ -189,7 +189,8 @@ def _fit(
         unpack_optimizer(optimizer, tensors)
         state = _State(**saved)
     mine = train if dealt is not None else train[torch.from_numpy(stripes.rows(count))]
-    rows = objective.prepare(model, mine)
+    # Stripe by stripe: what an objective takes from the stars it prepares is the same for every sharing.
+    rows = torch.cat([objective.prepare(model, stripe) for stripe in mine.split(stripes.length)])
     # Each rank judges its share of the held-out stars; the figure is the mean over all of them.
     held = objective.prepare(model, validation[comm.rank :: comm.world_size], validation=True)
     if not (torch.isfinite(rows).all() and torch.isfinite(held).all()):

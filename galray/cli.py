@@ -14,13 +14,14 @@ from typing import Annotated, Any
 import typer
 
 from galray import __version__
-from galray.commands import catalog, dwarf
+from galray.commands import catalog, dwarf, gravity
 from galray.commands.options import (
     ConfigArgument,
     OverwriteOption,
     QuietOption,
     SetOption,
     make_pipeline,
+    print_table,
 )
 from galray.errors import GalrayError, GalrayWarning
 
@@ -40,6 +41,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Run configurations.", no_args_is_help=True)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(dwarf.app, name="dwarf")
+app.add_typer(gravity.app, name="gravity")
 app.add_typer(config_app, name="config")
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be read, trained and written.")]
@@ -108,38 +110,10 @@ def train(
 
 
 @app.command()
-def gravity(
-    source: Annotated[str, typer.Argument(help="A configuration, or a shard store (moments only).")],
-    method: Annotated[str, typer.Option(help="flow, score or moments")] = "moments",
-    set_: SetOption = None,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Measure a(x) and ρ(x) by one inversion; moments need no training."""
-    from galray.config import load_config
-    from galray.pipeline import measure_store
-
-    if (Path(source) / "manifest.json").is_file():
-        if method != "moments":
-            raise GalrayError(
-                f"--method {method}: a shard store alone holds no model",
-                "use --method moments, or a configuration",
-            )
-        _print_table(measure_store(Path(source)))
-        return
-    if method not in ("flow", "score", "moments"):
-        raise GalrayError(f"--method {method}: no such inversion", "use flow, score or moments")
-    whole = load_config(source, set_)
-    # A run of one inversion alone is another run than that of all: it shall not take its place.
-    alone = [] if whole.methods == (method,) else [f"methods={method}", f"name={whole.name}-{method}"]
-    pipeline = make_pipeline(source, [*(set_ or []), *alone], overwrite=overwrite)
-    _print_table(pipeline.run(until="measure").summary)
-
-
-@app.command()
 def ensemble(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False) -> None:
     """Train the members that are missing, and combine them into an error budget."""
     pipeline = make_pipeline(config, set_, overwrite=overwrite)
-    _print_table(pipeline.run(until="measure").summary)
+    print_table(pipeline.run(until="measure").summary)
 
 
 @app.command()
@@ -244,19 +218,11 @@ def _run(
             typer.echo(f"{key:<12} {value}")
         return
     result = Pipeline(loaded, Console(quiet=quiet), overwrite=overwrite).run()
-    _print_table(result.summary)
+    print_table(result.summary)
     if sample is not None:
         for line in extrapolate(result, sample):
             typer.echo(line)
     typer.echo(f"report: {result.folder / 'report.html'}")
-
-
-def _print_table(summary: dict[str, Any]) -> None:
-    from rich.console import Console as RichConsole
-
-    from galray.report import table
-
-    RichConsole(width=None if sys.stdout.isatty() else 120).print(table(summary))
 
 
 def _format_warning(

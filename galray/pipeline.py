@@ -404,6 +404,8 @@ class Pipeline:
                 settings = self.config.gravity.moments
                 field, replicas = measure_moments(store, settings, spec.streams["draw"], progress)
                 evaluate(field, places, kernel, target / f"{spec.varied}-{spec.draw}.safetensors")
+                if spec.varied == "draw":
+                    save_field(field, target / f"draw-{spec.draw}")
                 if spec.varied == "base":
                     save_field(field, target / "field")
                     outcome = {k: float(v) for k, v in field.statistics.items()}

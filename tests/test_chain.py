@@ -76,6 +76,33 @@ def test_summary_is_complete(finished: galray.Run) -> None:
     assert summary["equilibrium"]["level"] in ("ok", "warn", "fail")
 
 
+def test_a_run_is_evaluated_as_its_own_tables_are(finished: galray.Run, tmp_path: Path) -> None:
+    from galray.evaluation import RunSource, evaluate
+    from galray.positions import read_positions
+
+    sun = finished.config.catalog.frame.build().sun_position
+    at = tmp_path / "at.csv"
+    at.write_text("x,y,z\n" + ",".join(map(str, sun)) + f"\n{sun[0]},0,1.0\n{sun[0]},0,3.9\n")
+    positions = read_positions(at)
+    for method in ("score", "moments", "combined"):
+        found = evaluate(RunSource(finished.folder, method), positions)
+        assert (found.num_outside, found.num_without_density) == (0, 1)
+        rows = {(r["name"], r["where"]): r for r in finished.summary["quantities"] if r["method"] == method}
+        for i, place in enumerate(("Sun", "z=+1 kpc")):
+            for name in ("a_R", "a_z", "rho", "rho_dm"):
+                row = rows[name, place]
+                value, error = found.table[name][i].value, found.table[f"{name}_error"][i].value
+                if method == "combined":  # weights and pooled errors see other positions here
+                    assert abs(value - row["value"]) < 0.5 * row["error"]
+                    assert 0.3 < error / row["error"] < 3
+                else:
+                    assert value == pytest.approx(row["value"], rel=1e-6), (name, place)
+        assert found.table.meta["config_hash"] == finished.config.hash
+        assert found.table.meta["method"] == method
+    with pytest.raises(GalrayError, match="the run has score, moments"):
+        RunSource(finished.folder, "flow")
+
+
 def test_row_account_adds_up(finished: galray.Run) -> None:
     catalog = finished.summary["catalog"]
     assert catalog["rows_in"] == 20_000 == sum(catalog["fate"].values())

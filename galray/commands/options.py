@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["ConfigArgument", "OverwriteOption", "QuietOption", "SetOption", "make_pipeline"]
+__all__ = ["ConfigArgument", "OverwriteOption", "QuietOption", "SetOption", "make_pipeline", "print_table"]
 
 ConfigArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a ready configuration.")]
 SetOption = Annotated[
@@ -26,3 +27,12 @@ def make_pipeline(config: str, set_: list[str] | None, *, overwrite: bool = Fals
     from galray.pipeline import Pipeline
 
     return Pipeline(load_config(config, set_), Console(), overwrite=overwrite)
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """A run's quantities as a table on the terminal."""
+    from rich.console import Console
+
+    from galray.report import table
+
+    Console(width=None if sys.stdout.isatty() else 120).print(table(summary))

@@ -10,7 +10,7 @@ from galray.phasespace.settings import BaseSettings, FlowPart, FlowSettings, Sco
 if TYPE_CHECKING:
     from galray.phasespace.checks import run_checks
     from galray.phasespace.exact import ExactModel
-    from galray.phasespace.flow import PhaseSpaceFlow
+    from galray.phasespace.flow import ConditionalFlow, PhaseSpaceFlow
     from galray.phasespace.models import build_model, load_model, save_model
     from galray.phasespace.noise import attach_errors
     from galray.phasespace.noise_objectives import (
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from galray.phasespace.objectives import Objective, objective
     from galray.phasespace.protocols import ConditionalModel, PhaseSpaceModel
     from galray.phasespace.score import ScoreNetwork
+    from galray.phasespace.sightlines import SightlineLikelihood, project_out
     from galray.phasespace.transforms import Ball, Chart
 
 __all__ = [
     "Ball",
     "BaseSettings",
     "Chart",
+    "ConditionalFlow",
     "ConditionalModel",
     "ConvolvedLikelihood",
     "ExactModel",
@@ -39,11 +41,13 @@ __all__ = [
     "PosteriorScoreMatching",
     "ScoreNetwork",
     "ScoreSettings",
+    "SightlineLikelihood",
     "attach_errors",
     "build_model",
     "load_model",
     "objective",
     "posterior_stars",
+    "project_out",
     "run_checks",
     "save_model",
 ]
@@ -52,6 +56,7 @@ __all__ = [
 _HOMES = {
     "Ball": "transforms",
     "Chart": "transforms",
+    "ConditionalFlow": "flow",
     "ConditionalModel": "protocols",
     "ConvolvedLikelihood": "noise_objectives",
     "ExactModel": "exact",
@@ -60,11 +65,13 @@ _HOMES = {
     "PhaseSpaceModel": "protocols",
     "PosteriorScoreMatching": "noise_objectives",
     "ScoreNetwork": "score",
+    "SightlineLikelihood": "sightlines",
     "attach_errors": "noise",
     "build_model": "models",
     "load_model": "models",
     "objective": "objectives",
     "posterior_stars": "noise_objectives",
+    "project_out": "sightlines",
     "run_checks": "checks",
     "save_model": "models",
 }

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
-from galray.phasespace.flow import PhaseSpaceFlow
+from galray.phasespace.flow import flow
 from galray.phasespace.score import ScoreNetwork
 from galray.phasespace.settings import FlowSettings, ScoreSettings
 from galray.phasespace.transforms import Ball
@@ -19,7 +19,7 @@ from galray.phasespace.transforms import Ball
 __all__ = ["build_model", "empty_model", "load_model", "save_model"]
 
 _KINDS: dict[str, tuple[Any, Any]] = {
-    "flow": (PhaseSpaceFlow, FlowSettings),
+    "flow": (flow, FlowSettings),
     "score": (ScoreNetwork, ScoreSettings),
 }
 

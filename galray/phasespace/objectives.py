@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
+from galray.phasespace.settings import FlowSettings
 
 __all__ = ["FlowLikelihood", "ImplicitScoreMatching", "Objective", "objective"]
 
@@ -105,12 +106,22 @@ def _weighted(s: Tensor, divergence: Tensor, h: Tensor, gradient: Tensor) -> Ten
 
 
 class FlowLikelihood:
-    """Negative log likelihood per star of a normalizing flow, in natural units of its own coordinates."""
+    """Negative log likelihood per star of a flow; for a continuous flow, its flow matching loss.
 
-    name = "negative log likelihood"
+    In natural units of the flow's own coordinates, plus the constant log Jacobian.
+
+    Arguments:
+        settings: The flow's settings, from which the loss has its name; None for a likelihood.
+    """
+
+    def __init__(self, settings: FlowSettings | None = None) -> None:
+        parts = () if settings is None else (settings.velocity, settings.position)[: 2 - settings.conditional]
+        matched = [part.kind == "continuous" for part in parts]
+        names = ("negative log likelihood",) * (not matched or not all(matched))
+        self.name = " + ".join(names + ("flow matching loss",) * any(matched))
 
     def prepare(self, model: nn.Module, w: Tensor, *, validation: bool = False) -> Tensor:
-        """Rows of the flow's own coordinates with the constant log Jacobian last."""
+        """Rows of the flow's own coordinates and the constant log Jacobian."""
         device, _ = _device_and_dtype(model)
         net: Any = model
         return torch.cat(
@@ -118,15 +129,15 @@ class FlowLikelihood:
         )
 
     def loss(self, model: nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """−⟨log f⟩ of a batch."""
+        """Mean loss of a batch."""
         net: Any = model
-        return -net.log_prob_rows(rows).mean()
+        return net.training_loss(rows, generator).mean()
 
     @torch.no_grad()
     def validate(self, model: nn.Module, rows: Tensor) -> Tensor:
-        """−log f of each row."""
+        """Held-out loss of each row."""
         net: Any = model
-        return -torch.cat([net.log_prob_rows(part) for part in rows.split(_CHUNK)])
+        return torch.cat([net.held_out_loss(part) for part in rows.split(_CHUNK)])
 
 
 def objective(kind: str, settings: Any = None) -> Objective:
@@ -148,7 +159,7 @@ def objective(kind: str, settings: Any = None) -> Objective:
         if kind == "score":
             return PosteriorScoreMatching(noise)
     if kind == "flow":
-        return FlowLikelihood()
+        return FlowLikelihood(settings)
     if kind == "score":
         return ImplicitScoreMatching()
     raise GalrayError(f"no objective for a model of kind '{kind}'", 'use "flow" or "score"')

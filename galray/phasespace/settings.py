@@ -18,19 +18,26 @@ Activation = Literal["tanh", "silu", "softplus"]
 class FlowPart(Settings):
     """One of the two flows of f = n(x) p(v|x)."""
 
-    kind: Literal["mixture", "nsf", "maf"] = "mixture"
-    """Autoregressive Gaussian mixtures (smooth to all orders), rational-quadratic splines, or affine."""
+    kind: Literal["mixture", "nsf", "maf", "gaussians", "continuous"] = "mixture"
+    """``mixture``: autoregressive Gaussian mixtures; ``nsf`` and ``maf``: autoregressive splines (two
+    continuous derivatives) and affine maps; ``gaussians``: Gaussians with full covariances, whose integral
+    along a line of sight is in closed form; ``continuous``: an ODE trained by flow matching. The score of all
+    of them is continuous."""
     transforms: int = Field(default=0, ge=0)
-    """Autoregressive transforms before the base density: a mixture needs none, the others two or more."""
+    """Autoregressive transforms before the base density: a mixture needs none, nsf and maf two or more."""
     hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
-    """Hidden widths of every conditioner."""
+    """Hidden widths of every network."""
     bins: int = Field(default=8, ge=2)
-    """Gaussians per coordinate (mixture) or spline bins (nsf)."""
+    """Gaussians per coordinate (mixture), in all (gaussians), or spline bins (nsf)."""
+    steps: int = Field(default=12, ge=2)
+    """Runge-Kutta steps from the Gaussian to the data (continuous)."""
 
     @model_validator(mode="after")
-    def _not_empty(self) -> FlowPart:
-        if self.kind != "mixture" and self.transforms == 0:
+    def _consistent(self) -> FlowPart:
+        if self.kind in ("nsf", "maf") and self.transforms == 0:
             raise ValueError(f"transforms = 0 leaves kind '{self.kind}' a bare Gaussian; use 2 or more")
+        if self.kind in ("gaussians", "continuous") and self.transforms:
+            raise ValueError(f"kind '{self.kind}' has no autoregressive transforms; leave transforms = 0")
         return self
 
 
@@ -39,6 +46,8 @@ class FlowSettings(Settings):
 
     coordinates: Coordinates = "cartesian"
     """Internal coordinates: ``cylindrical`` suits discs (azimuth stays an input), ``cartesian`` the rest."""
+    conditional: bool = False
+    """Learn p(v|x) alone, which no selection in position can bias; `position` is then not used."""
     position: FlowPart = FlowPart()
     """n(x), in ball-transformed coordinates."""
     velocity: FlowPart = FlowPart()

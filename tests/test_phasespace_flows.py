@@ -263,7 +263,7 @@ def error(score, truth):
     return float(((score - truth).norm(dim=-1) / truth.norm(dim=-1)).median())
 
 
-@pytest.mark.parametrize(("kind", "bar"), [("nsf", 0.4), ("gaussians", 0.4), ("continuous", 0.45)])
+@pytest.mark.parametrize(("kind", "bar"), [("nsf", 0.4), ("gaussians", 0.4), ("continuous", 0.4)])
 def test_kinds_learn_plummer(plummer, kind, bar):
     sphere, ball, w = plummer
     layers = 2 if kind == "nsf" else 0
@@ -273,7 +273,7 @@ def test_kinds_learn_plummer(plummer, kind, bar):
     truth = sphere.score(w[:1000]) * scale
     untrained = build_model("flow", settings, ball, w, seed=3)
     before = error(untrained.score(w[:1000]) * scale, truth)
-    model = trained(w[:8_000], ball, settings, epochs=8)
+    model = trained(w[:8_000], ball, settings, epochs=24 if kind == "continuous" else 8)
     after = error(model.score(w[:1000]) * scale, truth)
     assert after < bar
     assert after < 0.7 * before

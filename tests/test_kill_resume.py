@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import galray
+import galray.config
 from tests.chain_config import write_config
 
 pytestmark = [
@@ -26,12 +27,12 @@ pytestmark = [
 MEMBERS = ("000", "001", "002")
 
 
-def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(config: Path, log: Path, command: str = "run") -> subprocess.Popen[bytes]:
     """``galray run`` in a process of its own, on a Ray cluster of one CPU: one member after the other."""
-    command = [sys.executable, "-m", "galray.cli", "run", str(config), "--set", "cluster.num_cpus=1"]
+    words = [sys.executable, "-m", "galray.cli", command, str(config), "--set", "cluster.num_cpus=1"]
     with log.open("ab") as stream:
         return subprocess.Popen(
-            command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            words, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
 
 
@@ -159,3 +160,42 @@ def test_interrupted_run_is_closed_and_goes_on(tmp_path: Path) -> None:
     parents, children = mlflow_status(tmp_path)
     assert parents == ["FAILED"]
     assert "RUNNING" not in children
+
+
+def test_killed_search_goes_on_with_the_trials_it_had(tmp_path: Path) -> None:
+    key = "training.score.learning_rate"
+    extra = f"""
+[tune]
+trials = 4
+search = "random"
+asha = false
+[tune.space]
+"{key}" = {{ low = 1e-4, high = 1e-2, log = true }}
+"""
+    config = write_config(tmp_path, extra=extra)
+    config.write_text(config.read_text().replace("epochs = 2", "epochs = 40"))
+    folder, log = tmp_path / "tiny" / "tune", tmp_path / "log.txt"
+
+    process: Any = start(config, log, "tune")
+    while not (ended := list(folder.glob("*/trials/*/outcome.json"))):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    helpers = descendants(process.pid)
+    time.sleep(6)  # the search's own state is written every five seconds
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert wait_until_gone(helpers) == []
+    ended = list(folder.glob("*/trials/*/outcome.json"))
+    assert len(ended) < 4, "it was killed in the middle"
+    assert not (folder / "best.toml").exists()
+    kept = {path: path.stat().st_mtime_ns for path in ended}
+    drawn = {path.parent.name for path in folder.glob("*/trials/*/choices.json")}
+
+    again = start(config, log, "tune")
+    assert again.wait() == 0, log.read_text()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    trials = json.loads(next(folder.glob("*/trials.json")).read_text())
+    assert [trial["status"] for trial in trials] == ["finished"] * 4
+    assert drawn <= {trial["id"] for trial in trials}
+    assert all(trial["epochs"] == 40 for trial in trials)
+    assert galray.config.load_config(folder / "best.toml").name == "tiny-tuned"

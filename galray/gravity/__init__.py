@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         valid_positions,
         vertical_force,
     )
+    from galray.gravity.jets import StarErrors, noise_corrected
     from galray.gravity.moments import Moments, MomentSums
     from galray.gravity.poisson import Kernel, check_region, smooth, smoothed_density
     from galray.gravity.potential import PotentialField, fit_potential
@@ -67,6 +68,7 @@ _HOMES = {
         "valid_positions",
         "vertical_force",
     ),
+    "jets": ("StarErrors", "noise_corrected"),
     "moments": ("MomentSums", "Moments"),
     "poisson": ("Kernel", "check_region", "smooth", "smoothed_density"),
     "potential": ("PotentialField", "fit_potential"),
@@ -100,6 +102,7 @@ __all__ = [
     "ProfileFitter",
     "Region",
     "SplineField",
+    "StarErrors",
     "Verdict",
     "agreement",
     "averaging_points",
@@ -113,6 +116,7 @@ __all__ = [
     "fit_spline_to_accelerations",
     "least_squares",
     "load_field",
+    "noise_corrected",
     "north_south",
     "save_field",
     "smooth",

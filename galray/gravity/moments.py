@@ -15,17 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galray.errors import GalrayError
+from galray.gravity.jets import StarErrors
 from galray.gravity.region import Region, as_region
 from galray.gravity.settings import MomentsSettings
 from galray.gravity.solve import LinearSystem, Solution, solve
 from galray.gravity.spline_field import SplineField
 from galray.gravity.splines import Array, TensorBasis, ball_axes, cell_groups, to_numpy
+
+if TYPE_CHECKING:
+    from galray.gravity.noisy_moments import NoisySums
 
 __all__ = ["MomentSums", "Moments"]
 
@@ -100,7 +104,9 @@ class Moments:
 
     # -- sums ------------------------------------------------------------------------------------------
 
-    def sums(self, w: Any, weights: Any = None, pilot: Any = None) -> MomentSums:
+    def sums(
+        self, w: Any, weights: Any = None, pilot: Any = None, errors: StarErrors | None = None
+    ) -> MomentSums:
         """Sum one block of stars.
 
         Arguments:
@@ -108,21 +114,24 @@ class Moments:
             weights: One factor per star (n,): bootstrap counts, or 1/ε of a known selection.
             pilot: Spline coefficients, or a field with ``parameters``, under which `scatter` is summed.
                 None solves a pilot from this block alone, which serves as well for the weighting.
+            errors: The stars' errors, where ``settings.noise`` is "deconvolve": every term g of the sums then
+                becomes g − ½ C:∇∇g, whose mean is that of g over the stars before their errors.
 
         Raises:
-            GalrayError: Wrong shapes, values that are not finite, or no star in the ball.
+            GalrayError: Wrong shapes, values that are not finite, no star in the ball, or errors missing.
         """
         stars, mass, outside = self._inside(w, weights)
-        matrix, vector, counts, power = self._first_pass(stars, mass)
+        noisy = self._noisy(w, stars, mass, errors)
+        matrix, vector, counts, power = noisy.first_pass() if noisy else self._first_pass(stars, mass)
         if pilot is None:
             theta = self._own_pilot(matrix, vector, power, counts)
         else:
             theta = to_numpy(getattr(pilot, "parameters", pilot))
-        scatter = self._second_pass(stars, mass, theta)
+        scatter = noisy.second_pass(theta) if noisy else self._second_pass(stars, mass, theta)
         return MomentSums(matrix, vector, scatter, counts, len(stars), outside, self.key)
 
     def fit(
-        self, w: Any, weights: Any = None, *, num_blocks: int = 10
+        self, w: Any, weights: Any = None, *, num_blocks: int = 10, errors: StarErrors | None = None
     ) -> tuple[SplineField, list[MomentSums]]:
         """Two passes over stars in memory: a pilot, then the weighted solution.
 
@@ -131,6 +140,7 @@ class Moments:
             weights: One factor per star, or None.
             num_blocks: Blocks for cross-validation and the jackknife; star i goes to block i mod blocks,
                 so that the sky is shared out evenly when the rows are in random order.
+            errors: As in `sums`.
 
         Returns:
             The field, and the blocks' sums.
@@ -138,14 +148,15 @@ class Moments:
         w = to_numpy(w)
         weights = np.ones(len(w)) if weights is None else to_numpy(weights)
         parts = [slice(i, None, num_blocks) for i in range(num_blocks)]
-        first = [self.sums(w[part], weights[part]) for part in parts]
-        pilot = self.solve(first)
-        blocks = [
-            replace(
-                block, scatter=self._second_pass(*self._inside(w[part], weights[part])[:2], pilot.parameters)
-            )
-            for block, part in zip(first, parts, strict=True)
-        ]
+        known = [errors[part] if errors is not None else None for part in parts]
+        first = [self.sums(w[p], weights[p], errors=e) for p, e in zip(parts, known, strict=True)]
+        pilot = self.solve(first).parameters
+        blocks = []
+        for block, part, error in zip(first, parts, known, strict=True):
+            stars, mass, _ = self._inside(w[part], weights[part])
+            noisy = self._noisy(w[part], stars, mass, error)
+            scatter = noisy.second_pass(pilot) if noisy else self._second_pass(stars, mass, pilot)
+            blocks.append(replace(block, scatter=scatter))
         return self.solve(blocks), blocks
 
     def _inside(self, w: Any, weights: Any) -> tuple[Array, Array, int]:
@@ -166,6 +177,21 @@ class Moments:
                 "check the units and the frame of the states",
             )
         return w[inside], mass[inside], int((~inside).sum())
+
+    def _noisy(self, w: Any, stars: Array, mass: Array, errors: StarErrors | None) -> NoisySums | None:
+        """The passes that free the sums from the stars' errors, where the settings ask for them."""
+        if self.settings.noise == "ignore":
+            return None
+        if errors is None or len(errors.covariance) != len(w):
+            raise GalrayError(
+                f"moments.noise = 'deconvolve' needs the error covariances of all {len(w)} stars",
+                "give errors, or set moments.noise = 'ignore'",
+            )
+        from galray.gravity.noisy_moments import NoisySums
+
+        offset = to_numpy(w)[:, :3] - np.array(self.region.center)
+        factors = errors[(offset**2).sum(1) < self.region.radius**2].factors()
+        return NoisySums(self, stars, mass, factors, errors.observer)
 
     def _groups(self, stars: Array) -> Iterator[tuple[int, int, NDArray[np.intp], Array]]:
         """Stars by pairs of (test cell, potential cell): (test cell, potential cell, rows, coordinates)."""

@@ -75,6 +75,9 @@ class MomentsSettings(Settings):
     """Strengths tried per direction when the penalty is chosen."""
     min_stars: int = Field(default=30, ge=2)
     """Test functions that rest on fewer stars are left out."""
+    noise: Literal["ignore", "deconvolve"] = "ignore"
+    """``ignore``: gravity of the stars as measured; ``deconvolve``: each moment less what the stars' errors
+    add to it to first order in their covariances, −½ C:∇∇g, for some four times the cost."""
 
     @model_validator(mode="after")
     def _sizes(self) -> MomentsSettings:

@@ -66,8 +66,10 @@ class GradientMLP(nn.Module):
     def value_and_divergence(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """∇g (n, d) and ∇²g (n,) at u (n, d)."""
         layers = self._layers
-        if len(layers) == 1:
-            weights, biases = [layers[0].weight], [layers[0].bias]
+        # Mixed precision and compilers want operations they know.
+        plain = torch.is_autocast_enabled(u.device.type) or torch.compiler.is_compiling()
+        if len(layers) == 1 or plain:
+            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
             return laplacian_by_autograd(self.activation, u, weights, biases, self.out.weight[0])
         hidden = [p for layer in layers for p in (layer.weight, layer.bias)]
         return ForwardLaplacian.apply(self.activation, u, self.out.weight[0], *hidden)

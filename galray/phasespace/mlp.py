@@ -67,12 +67,15 @@ class DivergenceMLP(nn.Module):
         if len(layers) == 2:
             coupled = layers[1].weight * (first @ last).t()
             return value, (slopes[1] * (slopes[0] @ coupled.t())).sum(-1)
-        # ∂ᵢz from the input's side up to the last layer but one, and from the output's side down to it
-        pushed = slopes[0] @ (first.t().unsqueeze(2) * layers[1].weight.t())  # (d, n, width)
+        # ∂ᵢz from the input's side up to the last layer but one, and from the output's side down to it:
+        # (n, d, width), the first product of either side with a constant matrix
+        start = (first.unsqueeze(2) * layers[1].weight.t().unsqueeze(1)).flatten(1)
+        pushed = (slopes[0] @ start).unflatten(1, (self.features, -1))
         for layer, slope in zip(layers[2:-1], slopes[1:-2], strict=True):
-            pushed = (slope * pushed) @ layer.weight.t()
-        pulled = slopes[-1] @ (last.unsqueeze(2) * layers[-1].weight)
-        return value, ((pushed * pulled).sum(0) * slopes[-2]).sum(-1)
+            pushed = (slope.unsqueeze(1) * pushed) @ layer.weight.t()
+        end = (last.t().unsqueeze(2) * layers[-1].weight.unsqueeze(1)).flatten(1)
+        pulled = (slopes[-1] @ end).unflatten(1, (self.features, -1))
+        return value, ((pushed * pulled).sum(1) * slopes[-2]).sum(-1)
 
     def value_and_curvature(self, u: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """The value (n, d) and tᵀ(∇s)t (n,) along one direction t (n, d) per point."""

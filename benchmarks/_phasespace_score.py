@@ -2,81 +2,111 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import Bench
-from benchmarks._phasespace_common import BALL, median_error, stars
+from benchmarks._phasespace_common import BALL, PARTS, median_error, part, stars
 from galray.phasespace import ScoreSettings, build_model, objective
 from galray.phasespace.gradient_mlp import GradientMLP
 from galray.phasespace.mlp import DivergenceMLP
+from galray.provenance import content_hash
 from galray.training import TrainingSettings, fit, split
 
-__all__ = ["measure", "trained"]
+__all__ = ["averaged", "errors", "measure", "task", "train_part"]
 
 MEMBERS = 6
 
 
-def trained(w: Tensor, settings: ScoreSettings, training: TrainingSettings, seed: int) -> Any:
-    """A fresh model as built, and trained."""
-    train, held = split(len(w), training.validation_fraction, seed)
+def train_part(task: dict[str, Any]) -> dict[str, Any]:
+    """Train one score network on a realisation of a sphere and compare it with the truth.
+
+    Arguments:
+        task: ``sphere``, ``stars``, ``realisation``, ``seed``, ``score`` and ``training`` (settings as JSON
+            values), and ``half`` (0 or 1: that half of the stars alone; None: all).
+
+    Returns:
+        The error, that of its position and velocity parts and in shells of radius, the held-out loss, and
+        where the scores of the held-out stars are kept.
+    """
+    truth, w, held = stars(task["stars"], 100 + task["realisation"], task["sphere"])
+    if task["half"] is not None:
+        w = w[task["half"] :: 2]
+    begin = time.process_time()
+    settings = ScoreSettings.model_validate(task["score"])
+    training = TrainingSettings.model_validate(task["training"])
+    seed = task["seed"]
+    train, other = split(len(w), training.validation_fraction, seed)
     model = build_model("score", settings, BALL, w[train], seed=seed)
-    fit(model, objective("score"), w[train].float(), w[held].float(), training, seed=seed)
-    return model
+    built = time.process_time()
+    start = model.score(held)
+    result = fit(
+        model, objective("score", settings), w[train].float(), w[other].float(), training, seed=seed
+    )
+    seconds = time.process_time() - begin
+    score, exact = model.score(held), truth.score(held)
+    path = PARTS / "scores" / f"{content_hash(task)}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, score.float().numpy())
+    return {
+        "cpu_seconds": seconds,
+        "base_seconds": built - begin,
+        "base_error": median_error(start, exact),
+        **errors(score, exact, held),
+        "loss": result.best,
+        "best_epoch": result.best_epoch,
+        "path": str(path),
+    }
+
+
+def errors(score: Tensor, exact: Tensor, held: Tensor) -> dict[str, Any]:
+    """The median error, that of its two parts, and that in shells of radius 0-0.5-1-2-4-10."""
+    radius = held[:, :3].norm(dim=-1)
+    edges = (0.0, 0.5, 1.0, 2.0, 4.0, 10.0)
+    shells = [(radius >= a) & (radius < b) for a, b in itertools.pairwise(edges)]
+    return {
+        "error": median_error(score, exact),
+        "position": median_error(score[:, :3], exact[:, :3]),
+        "velocity": median_error(score[:, 3:], exact[:, 3:]),
+        "shells": [median_error(score[shell], exact[shell]) for shell in shells],
+    }
+
+
+def averaged(found: list[dict[str, Any]]) -> Tensor:
+    """The mean of the scores of several parts: shape (8192, 6)."""
+    return torch.stack([torch.from_numpy(np.load(one["path"])).double() for one in found]).mean(0)
+
+
+def task(
+    stars: int,
+    realisation: int,
+    seed: int,
+    *,
+    sphere: str = "Plummer",
+    half: int | None = None,
+    score: dict[str, Any] | None = None,
+    **training: Any,
+) -> dict[str, Any]:
+    """The task of one network, with every setting written out."""
+    return {
+        "sphere": sphere,
+        "stars": stars,
+        "realisation": realisation,
+        "seed": seed,
+        "half": half,
+        "score": ScoreSettings.model_validate(score or {}).model_dump(mode="json"),
+        "training": TrainingSettings(**training).model_dump(mode="json"),
+    }
 
 
 def measure(bench: Bench) -> None:
-    count, epochs, realisations, members = (2**14, 8, 1, 2) if bench.quick else (2**17, 20, 3, MEMBERS)
-    training = TrainingSettings(epochs=epochs)
-    forms = {
-        "gradient": ScoreSettings(),
-        "vector": ScoreSettings(form="vector", hidden=(64, 64, 64, 64)),
-    }
-    single: dict[str, list[float]] = {form: [] for form in forms}
-    averaged: list[float] = []
-    seconds: dict[str, float] = dict.fromkeys(forms, 0.0)
-    label = f"Plummer, {count} stars"
-    for realisation in range(realisations):
-        sphere, w, held = stars(count, 100 + realisation)
-        truth = sphere.score(held)
-        total = torch.zeros_like(truth)
-        for member in range(members):
-            seed = 1000 * realisation + member
-            for form, settings in forms.items():
-                if form == "vector" and member:
-                    continue
-                begin = time.process_time()
-                score = trained(w, settings, training, seed).score(held)
-                seconds[form] += time.process_time() - begin
-                if member == 0:
-                    single[form].append(median_error(score, truth))
-                if form == "gradient":
-                    total += score
-        averaged.append(median_error(total / members, truth))
-    mean = lambda values: sum(values) / len(values)  # noqa: E731
-    one = "31 % one spline flow, 11 CPU-min"
-    for form, values in single.items():
-        runs = realisations * (members if form == "gradient" else 1)
-        bar = 0.09 if form == "gradient" and not bench.quick else None
-        bench.row(
-            f"{label}: one score network, {form} form",
-            mean(values),
-            bar=bar,
-            peer=one,
-            cpu_seconds=seconds[form] / runs,
-        )
-    bar = None if bench.quick else 0.07
-    bench.row(
-        f"{label}: {members} score networks averaged",
-        mean(averaged),
-        bar=bar,
-        peer="8.6 % sixteen flows, 3 CPU-h",
-        cpu_seconds=seconds["gradient"] / realisations,
-    )
+    """All rows of this group."""
     _step(bench)
 
 

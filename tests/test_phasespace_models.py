@@ -48,6 +48,13 @@ CASES = {
         ScoreSettings(coordinates="cylindrical", hidden=(16, 16, 16), activation="tanh", base=SMALL_BASE),
     ),
 }
+for form in ("gradient", "vector"):
+    for goal in ("sliced", "denoising"):
+        options = {"form": form, "objective": goal, "hidden": (16, 16), "base": SMALL_BASE}
+        CASES[f"score-{form}-{goal}-disc"] = (
+            "score",
+            ScoreSettings(coordinates="cylindrical", velocity_weight=3.0, **options),
+        )
 
 
 def disc_stars(n: int = 3000, seed: int = 1) -> tuple[Ball, torch.Tensor]:
@@ -83,7 +90,7 @@ def test_contract_shapes_gradients_and_storage(case, tmp_path):
     assert torch.isfinite(score).all()
     assert torch.allclose(score.reshape(-1, 6)[5], model.score(points[0, 5]), rtol=1e-4, atol=1e-5)
 
-    goal = objective(kind)
+    goal = objective(kind, model.settings)
     rows = goal.prepare(model, w[:512])
     loss = goal.loss(model, rows, torch.Generator())
     loss.backward()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from galray.phasespace.objectives import Objective, objective
     from galray.phasespace.protocols import ConditionalModel, PhaseSpaceModel
     from galray.phasespace.score import ScoreNetwork
+    from galray.phasespace.selection import SelectionEfficiency
     from galray.phasespace.sightlines import SightlineLikelihood, project_out
     from galray.phasespace.transforms import Ball, Chart
 
@@ -41,6 +42,7 @@ __all__ = [
     "PosteriorScoreMatching",
     "ScoreNetwork",
     "ScoreSettings",
+    "SelectionEfficiency",
     "SightlineLikelihood",
     "attach_errors",
     "build_model",
@@ -65,6 +67,7 @@ _HOMES = {
     "PhaseSpaceModel": "protocols",
     "PosteriorScoreMatching": "noise_objectives",
     "ScoreNetwork": "score",
+    "SelectionEfficiency": "selection",
     "SightlineLikelihood": "sightlines",
     "attach_errors": "noise",
     "build_model": "models",

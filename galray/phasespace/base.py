@@ -14,9 +14,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from galray.errors import GalrayError
 from galray.phasespace.settings import BaseSettings
 
 __all__ = ["AnalyticBase", "PositionDensity", "VelocityMixture"]
+
+_CHUNK = 65_536
 
 
 def _trunk(hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
@@ -115,17 +118,26 @@ class AnalyticBase(nn.Module):
                 divergence += torch.autograd.grad(score[:, i].sum(), u, retain_graph=True)[0][:, i]
         return score.detach(), divergence
 
-    def fit(self, u: Tensor, inside: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
+    def fit(
+        self,
+        u: Tensor,
+        inside: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+        log_efficiency: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         """Fit both parts to stars.
 
         n(x) is found by noise-contrastive estimation (Gutmann & Hyvärinen 2010): a logistic classifier
         between the stars and a reference of independent logistic marginals cut to the same ball, whose
-        logit is log n − log n_reference. Both sides stop at the border, so the border leaves no trace.
+        logit is log n − log n_reference. Both sides stop at the border, so the border leaves no trace. A
+        known selection thins the reference as it thinned the stars, so that n is the density before it.
 
         Arguments:
             u: Standardised stars, shape (n, 6).
             inside: Function of internal positions (m, 3) that says which lie in the ball.
             generator: Source of every random number.
+            log_efficiency: Log ε + const at internal positions (m, 3) of a known selection; −∞ where
+                no star is seen.
         """
         cfg = self.settings
         n, batch = len(u), min(cfg.batch_size, len(u))
@@ -146,6 +158,16 @@ class AnalyticBase(nn.Module):
 
         reference = draw(min(max(4 * n, 4 * batch) * cfg.noise_ratio, 2_000_000))
 
+        thinning = torch.ones(len(reference), dtype=u.dtype)
+        if log_efficiency is not None:
+            log_seen = torch.cat([log_efficiency(part.double()) for part in reference.split(_CHUNK)])
+            thinning = (log_seen - log_seen.max()).exp().to(u.dtype)
+            if not bool(torch.isfinite(thinning).all()):
+                raise GalrayError(
+                    "the selection's log ε is not a number, or +∞, somewhere in the ball",
+                    "it must be defined in the whole ball: −∞ where no star is seen",
+                )
+
         def log_reference(x: Tensor) -> Tensor:
             t = x / width
             return (-t - 2.0 * nn.functional.softplus(-t)).sum(-1)
@@ -155,11 +177,13 @@ class AnalyticBase(nn.Module):
 
         def contrast(step: int) -> Tensor:
             stars = ux[torch.randint(n, (batch,), generator=generator)]
-            noise = reference[torch.randint(len(reference), (ratio * batch,), generator=generator)]
-            both = torch.cat([stars, noise])
+            drawn = torch.randint(len(reference), (ratio * batch,), generator=generator)
+            both = torch.cat([stars, reference[drawn]])
             logit = self.density(both) - log_reference(both) - offset
             softplus = nn.functional.softplus
-            return softplus(-logit[:batch]).mean() + ratio * softplus(logit[batch:]).mean()
+            return (
+                softplus(-logit[:batch]).mean() + ratio * (thinning[drawn] * softplus(logit[batch:])).mean()
+            )
 
         def likelihood(step: int) -> Tensor:
             index = torch.randint(n, (batch,), generator=generator)

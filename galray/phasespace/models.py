@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from galray.errors import GalrayError
 from galray.phasespace.flow import flow
 from galray.phasespace.score import ScoreNetwork
+from galray.phasespace.selection import SelectionEfficiency
 from galray.phasespace.settings import FlowSettings, ScoreSettings
 from galray.phasespace.transforms import Ball
 
@@ -44,6 +45,7 @@ def build_model(
     states: Tensor,
     *,
     seed: int | None = None,
+    selection: SelectionEfficiency | None = None,
 ) -> Any:
     """A model ready for training: standardised, its analytic base fitted, its networks untrained.
 
@@ -53,9 +55,11 @@ def build_model(
         ball: The ball the stars were cut at.
         states: Training stars inside the ball, shape (n, 6), in kpc and km/s.
         seed: Of the initial weights and of the base fit; None takes one from torch's global generator.
+        selection: Known selection of the stars: a score network is then one of f, not of ε f.
 
     Raises:
-        GalrayError: Too few stars, stars outside the ball, or values that are not finite.
+        GalrayError: Too few stars, stars outside the ball, values that are not finite, or a selection
+            for a flow.
     """
     if seed is None:
         seed = int(torch.randint(2**62, (), dtype=torch.int64))
@@ -69,7 +73,16 @@ def build_model(
             "cut the stars at the model's ball",
         )
     model = empty_model(kind, settings, ball, seed)
-    model.fit_base(states, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if selection is None:
+        model.fit_base(states, generator)
+    elif kind == "score":
+        model.fit_base(states, generator, selection)
+    else:
+        raise GalrayError(
+            f"a model of kind '{kind}' does not correct for a selection",
+            "use a score network; or the flow's p(v|x) alone, which no selection of positions can bias",
+        )
     return model
 
 

@@ -9,6 +9,7 @@ from galray.errors import GalrayError
 from galray.phasespace.base import AnalyticBase
 from galray.phasespace.gradient_mlp import GradientMLP
 from galray.phasespace.mlp import DivergenceMLP
+from galray.phasespace.selection import SelectionEfficiency
 from galray.phasespace.settings import ScoreSettings
 from galray.phasespace.transforms import Ball, Chart
 
@@ -39,14 +40,22 @@ class ScoreNetwork(nn.Module):
         self.correction = network(6, settings.hidden, settings.activation)
         self.base.requires_grad_(False)
 
-    def fit_base(self, w: Tensor, generator: torch.Generator) -> None:
-        """Fit standardisation and analytic base to stars w, shape (n, 6)."""
+    def fit_base(
+        self, w: Tensor, generator: torch.Generator, selection: SelectionEfficiency | None = None
+    ) -> None:
+        """Fit standardisation and analytic base to stars w, shape (n, 6), seen with a known selection."""
         if len(w) < 100:
             raise GalrayError(f"{len(w)} stars are too few to fit a phase-space model", "select 100 or more")
         self.chart.fit(w)
         u = self.chart(w.to(torch.float64)).to(next(self.parameters()).dtype)
         self.base.requires_grad_(True)
-        self.base.fit(u, lambda x: self.ball.contains(self.chart.position_inverse(x)), generator)
+        efficiency = None
+        if selection is not None:
+
+            def efficiency(x: Tensor) -> Tensor:
+                return selection.log_efficiency(self.chart.position_inverse(x)).detach()
+
+        self.base.fit(u, lambda x: self.ball.contains(self.chart.position_inverse(x)), generator, efficiency)
 
     def internal_score(self, u: Tensor) -> Tensor:
         """The score of the density in internal coordinates, u (*, 6) to (*, 6); base part detached."""

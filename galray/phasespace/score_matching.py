@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galray.errors import GalrayError
 from galray.phasespace.selection import SelectionEfficiency
 from galray.phasespace.settings import ScoreSettings
 
 __all__ = ["DenoisingScoreMatching", "ImplicitScoreMatching", "SlicedScoreMatching", "score_matching"]
 
 _CHUNK = 16_384
-_BASE_SAMPLE = 16_384  # stars that fix the constant of the training curve
+_BASE_SAMPLE = 4_096  # stars that fix the constant of the training curve
 _U, _B, _H, _DH, _LOSS = slice(0, 6), slice(6, 12), 12, slice(13, 19), 19  # columns of the rows
 
 
@@ -47,7 +46,7 @@ class ImplicitScoreMatching:
         self.selection = selection
 
     def weight(self, model: Any, w: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """H (n,) and its gradient by internal coordinates (n, 6) of stars w (n, 6), internal u."""
+        """The weight h (n,) and its gradient by internal coordinates (n, 6) at stars w (n, 6), internal u."""
         h, by_position = model.chart.edge_weight(w)
         if self.selection is not None and self.selection.weight is not None:
             k, gradient = self.selection.weight_and_gradient(w[..., :3])
@@ -62,11 +61,17 @@ class ImplicitScoreMatching:
         by_velocity = (-2.0 / tail**2 * h * k.square()).unsqueeze(-1) * v
         return h * k, torch.cat([k.unsqueeze(-1) * by_position, by_velocity], -1)
 
+    def seen(self, model: Any, w: Tensor) -> Tensor:
+        """∇ log ε by internal coordinates at stars w (n, 6): shape (n, 6), zero for velocities."""
+        assert self.selection is not None
+        gradient = self.selection.log_and_gradient(w[:, :3])[1]
+        return nn.functional.pad(model.chart.position_covector(w, gradient), (0, 3))
+
     def prepare(self, model: nn.Module, w: Tensor, *, validation: bool = False) -> Tensor:
         """Rows (u, b, h, ∇h, base loss): shape (n, 20).
 
         The base's own loss is a constant: exact for validation stars, for training stars the mean over
-        the first 16,384 of them (it only sets the level of the training curve).
+        the first 4,096 of them (it only sets the level of the training curve).
         """
         net: Any = model
         parameter = next(model.parameters())
@@ -79,16 +84,16 @@ class ImplicitScoreMatching:
             h, gradient = self.weight(net, part, u)
             u = u.to(dtype)
             out[:, _U], out[:, _H], out[:, _DH] = u, h.to(dtype), gradient.to(dtype)
-            exact = validation or start < _BASE_SAMPLE
-            b, divergence = net.base.score_and_divergence(u) if exact else (net.base.score(u), None)
+            b = net.base.score(u)
             if self.selection is not None:
-                seen = net.chart.position_covector(part, self.selection.log_and_gradient(part[:, :3])[1])
-                b = b + nn.functional.pad(seen.to(dtype), (0, 3))
+                b = b + self.seen(net, part).to(dtype)
             out[:, _B] = b
-            if divergence is not None:
-                out[:, _LOSS] = _weighted(b, divergence, out[:, _H], out[:, _DH])
+        sample = rows if validation else rows[:_BASE_SAMPLE]
+        for part in sample.split(_CHUNK):
+            divergence = net.base.score_and_divergence(part[:, _U])[1]
+            part[:, _LOSS] = _weighted(part[:, _B], divergence, part[:, _H], part[:, _DH])
         if not validation:
-            rows[:, _LOSS] = rows[:_BASE_SAMPLE, _LOSS].mean()
+            rows[:, _LOSS] = sample[:, _LOSS].mean()
         return rows
 
     def per_star(self, model: nn.Module, rows: Tensor) -> Tensor:
@@ -142,8 +147,6 @@ class DenoisingScoreMatching(ImplicitScoreMatching):
         """Rows u: shape (n, 6)."""
         net: Any = model
         parameter = next(model.parameters())
-        if self.selection is not None:
-            self.selection.log_and_gradient(w[:, :3].to(torch.float64))  # says so where it is not finite
         return torch.cat(
             [
                 net.chart(part.to(device=parameter.device, dtype=torch.float64)).to(parameter.dtype)
@@ -166,10 +169,9 @@ class DenoisingScoreMatching(ImplicitScoreMatching):
                 h = self.weight(net, w, u)[0].to(u.dtype)
                 known = net.base.score(u)
                 if self.selection is not None:
-                    _, gradient = self.selection.log_and_gradient(w[:, :3])
-                    known = known + nn.functional.pad(
-                        net.chart.position_covector(w, gradient).to(u.dtype), (0, 3)
-                    )
+                    # ε need not be known where the weight is zero: outside the ball, or where none is seen
+                    w = torch.where((h > 0).unsqueeze(-1), w, net.chart.inverse(rows.to(torch.float64)))
+                    known = known + self.seen(net, w).to(u.dtype)
             score = known + net.correction(u)
             total = total + h * ((0.5 * score + (sign / sigma) * noise) * score).sum(-1)
         return 0.5 * total
@@ -200,7 +202,7 @@ def score_matching(
 
 
 def _correction_loss(rows: Tensor, c: Tensor, divergence: Tensor) -> Tensor:
-    """h (½|c|² + b·c + ∇·c) + ∇h·c + base loss of each row."""
+    """The loss h (½|c|² + b·c + ∇·c) + ∇h·c + base loss of each row."""
     square = ((0.5 * c + rows[:, _B]) * c).sum(-1)
     return rows[:, _H] * (square + divergence) + (rows[:, _DH] * c).sum(-1) + rows[:, _LOSS]
 

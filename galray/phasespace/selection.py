@@ -15,8 +15,8 @@ __all__ = ["SelectionEfficiency"]
 class SelectionEfficiency:
     """The probability ε(x) that a star at x is in the catalogue, known up to a factor.
 
-    Score matching then finds the score of f itself: that of the stars seen is ∇ log f_obs = ∇ log f + ∇ log ε,
-    and the network learns only what the known second term leaves.
+    Score matching then finds the score of f itself: that of the stars seen is ∇ log f + ∇ log ε, and the
+    network learns only what the known second term leaves.
 
     Where ε has a hard edge (a mask, a magnitude limit that stops stars at one distance) the stars end as
     they do at the ball's border, and `weight` must vanish there; a smooth fall of ε needs none.
@@ -24,8 +24,8 @@ class SelectionEfficiency:
     Arguments:
         log_efficiency: log ε(x) + const of positions (n, 3) in kpc: shape (n,), differentiable by torch,
             finite wherever there are stars.
-        weight: A weight ≥ 0 of positions (n, 3), shape (n,), continuous, piecewise differentiable by torch, and
-            zero wherever ε ends at once.
+        weight: A weight ≥ 0 of positions (n, 3), shape (n,): continuous, piecewise differentiable by torch,
+            and zero wherever ε ends at once.
     """
 
     def __init__(

@@ -87,5 +87,14 @@ class ScoreSettings(Settings):
     """Smooth activation: silu, tanh or softplus."""
     base: BaseSettings = BaseSettings()
     """The analytic base that the network corrects."""
+    objective: Literal["implicit", "sliced", "denoising"] = "implicit"
+    """Score matching with the exact divergence, with the second derivative along one random direction a
+    step, or without derivatives, of the density smoothed by `smoothing`."""
+    smoothing: float = Field(default=0.1, gt=0)
+    """Noise of ``denoising``, in standard deviations of each internal coordinate; the bias grows as the
+    square."""
+    velocity_weight: float | None = Field(default=None, gt=0)
+    """Stars weigh as 1 / (1 + |v|²/c²) in the loss, v in standard deviations and c this figure, so that few
+    fast ones cannot rule a step; none weighs all alike. The loss stays exact."""
     noise: NoiseSettings = NoiseSettings()
     """What training does with measurement errors."""

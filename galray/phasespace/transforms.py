@@ -242,11 +242,15 @@ class Chart(nn.Module):
     def edge_weight(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The ball's edge weight h (*,) and its gradient in internal positions, ∂h/∂u (*, 3)."""
         h, gradient = self.ball.edge_weight(w[..., :3])
+        return h, self.position_covector(w, gradient)
+
+    def position_covector(self, w: Tensor, gradient: Tensor) -> Tensor:
+        """A function of position's gradient by x (*, 3), in 1/kpc, turned to that by internal positions."""
         scale = self.scale[:3].to(w.dtype)
         if self.coordinates == "cartesian":
-            return h, gradient * scale
+            return gradient * scale
         x, y = w[..., 0], w[..., 1]
         radius = torch.hypot(x, y)
         gx, gy, gz = gradient.unbind(-1)
         # ∂x/∂R = e_R, ∂x/∂φ = R e_φ with e_φ = (y, −x)/R.
-        return h, torch.stack([(gx * x + gy * y) / radius, gx * y - gy * x, gz], -1) * scale
+        return torch.stack([(gx * x + gy * y) / radius, gx * y - gy * x, gz], -1) * scale

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
         vertical_force,
     )
     from galray.gravity.jets import StarErrors, noise_corrected
-    from galray.gravity.moments import Moments, MomentSums
+    from galray.gravity.moment_rotation import PatternSpeed
+    from galray.gravity.moment_selection import Degeneracy, LogSelection
+    from galray.gravity.moments import MomentResult, Moments, MomentSums
     from galray.gravity.poisson import Kernel, check_region, smooth, smoothed_density
     from galray.gravity.potential import PotentialField, fit_potential
     from galray.gravity.profiles import HaloFit, HaloPosterior, ProfileFitter, fit_profile
@@ -69,7 +71,9 @@ _HOMES = {
         "vertical_force",
     ),
     "jets": ("StarErrors", "noise_corrected"),
-    "moments": ("MomentSums", "Moments"),
+    "moment_rotation": ("PatternSpeed",),
+    "moment_selection": ("Degeneracy", "LogSelection"),
+    "moments": ("MomentResult", "MomentSums", "Moments"),
     "poisson": ("Kernel", "check_region", "smooth", "smoothed_density"),
     "potential": ("PotentialField", "fit_potential"),
     "profiles": ("HaloFit", "HaloPosterior", "ProfileFitter", "fit_profile"),
@@ -85,6 +89,7 @@ __all__ = [
     "AveragingPoints",
     "BaryonSettings",
     "Baryons",
+    "Degeneracy",
     "GravitySettings",
     "HaloFit",
     "HaloPosterior",
@@ -93,10 +98,13 @@ __all__ = [
     "KernelSettings",
     "LeastSquaresField",
     "LeastSquaresSettings",
+    "LogSelection",
     "MeanField",
+    "MomentResult",
     "MomentSums",
     "Moments",
     "MomentsSettings",
+    "PatternSpeed",
     "PotentialField",
     "PotentialSettings",
     "ProfileFitter",

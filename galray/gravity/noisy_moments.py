@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galray.gravity.jets import Jet, StarJets
-from galray.gravity.moments import _window
-from galray.gravity.splines import Array, TensorBasis
+from galray.gravity.splines import Array, TensorBasis, cell_groups
+from galray.gravity.velocity_functions import Term, terms
+from galray.gravity.weak_form import fall
 
 __all__ = ["NoisySums"]
 
@@ -86,12 +87,16 @@ class NoisySums:
         self.stars, self.mass, self.factors, self.observer = stars, mass, factors, observer
 
     def _groups(self) -> Iterator[tuple[_Group, NDArray[np.intp]]]:
-        for test_cell, cell, rows, _ in self.moments._groups(self.stars):
+        moments = self.moments
+        num = int(np.prod(moments.basis.cell_shape))
+        t = moments.basis.coordinates(self.stars[:, :3])
+        for joint, rows in cell_groups(moments.tests.locate(t) * num + moments.basis.locate(t)):
+            test_cell, cell = divmod(joint, num)
             jets = StarJets(self.stars[rows], self.factors[rows], self.observer)
             yield _Group(self.moments, jets, test_cell, cell), rows
 
-    def first_pass(self) -> tuple[Array, Array, Array, Array]:
-        """Matrix, vector, counts and power, as `Moments` sums them."""
+    def first_pass(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Matrix, vector, spin (none), counts and power, as `WeakForm` sums them."""
         moments = self.moments
         num_tests, num = moments.tests.size, len(moments.functions)
         matrix = np.zeros((num, num_tests, moments.basis.size))
@@ -102,14 +107,15 @@ class NoisySums:
             mass = self.mass[rows][:, None]
             k, p = group.tests_here, group.splines_here
             counts[k] += len(rows)
-            for i, (value, free, pulls) in enumerate(group.functions):
-                psi = mass * group.moment(value, free)
+            for i, term in enumerate(group.functions):
+                psi = mass * group.moment(term.value, term.free)
                 vector[i, k] += psi.sum(0)
                 power[i, k] += np.einsum("nk,nk->k", psi, psi)
-                for j, pull in pulls.items():
+                for j, pull in group.pulls(term):
                     matrix[i][np.ix_(k, p)] += group.response(pull * group.window, j, mass)
         flat = matrix.reshape(-1, moments.basis.size)
-        return flat, vector.reshape(-1), np.tile(counts, num), power.reshape(-1)
+        spin = np.zeros(vector.size)
+        return flat, vector.reshape(-1), spin, np.tile(counts, num), power.reshape(-1)
 
     def second_pass(self, theta: Array) -> Array:
         """The scatter of the freed residual moments under a pilot potential."""
@@ -119,11 +125,11 @@ class NoisySums:
         for group, rows in self._groups():
             gradient = group.slopes_of(theta)
             psi = []
-            for value, free, pulls in group.functions:
-                rate: Any = 0.0 if free is None else free
-                for j, pull in pulls.items():
+            for term in group.functions:
+                rate: Any = 0.0 if term.free is None else term.free
+                for j, pull in group.pulls(term):
                     rate = rate - pull * gradient[j]
-                psi.append(group.moment(value, rate))
+                psi.append(group.moment(term.value, rate))
             flat = np.concatenate(psi, 1) * self.mass[rows][:, None]
             k = (np.arange(num)[:, None] * num_tests + group.tests_here).reshape(-1)
             scatter[np.ix_(k, k)] += flat.T @ flat
@@ -140,14 +146,21 @@ class _Group:
         self.basis = _Splines(moments.basis, q, cell)
         self.tests_here = moments.tests.indices(test_cell)
         self.splines_here = moments.basis.indices(cell)
-        self.functions = moments._velocity_functions(stars)
-        self.speeds = moments._speeds(stars)
+        self.functions = terms(moments.basis.kind, moments.functions, stars)
+        self.speeds = [stars[:, 3], stars[:, 4], stars[:, 5]]
+        if moments.basis.kind == "Rz":
+            radial = x * stars[:, 3] + y * stars[:, 4]
+            self.speeds = [radial / q[0], stars[:, 5]]
         center, radius2 = moments.region.center, moments.region.radius**2
         offset = [stars[:, i] - center[i] for i in range(3)]
         square = offset[0] ** 2 + offset[1] ** 2 + offset[2] ** 2
         outward = offset[0] * stars[:, 3] + offset[1] * stars[:, 4] + offset[2] * stars[:, 5]
-        self.window, slope = _window(square / radius2, moments.settings.window)
+        self.window, slope = fall(square / radius2, moments.settings.window)
         self.opening = slope * outward * (2 / radius2)  # v·∇ of the window
+
+    def pulls(self, term: Term) -> list[tuple[int, Any]]:
+        """What multiplies the slopes of Φ, along the coordinates of the splines."""
+        return [(j, pull) for j, pull in term.pulls.items() if j < self.basis.dimension]
 
     def moment(self, value: Any, rate: Any) -> Array:
         """Value × v·∇h + rate × h, freed from noise, shape (n, 4^d)."""

@@ -20,7 +20,6 @@ __all__ = [
 ]
 
 ProfileName = Literal["nfw", "gnfw", "einasto"]
-VelocityFunction = Literal["1", "v_R", "v_phi", "v_z", "v_x", "v_y", "v_R v_z", "v_z v_z", "v_R v_R"]
 
 
 def _check_concentration(value: tuple[float, ...], dimension: int) -> None:
@@ -53,17 +52,26 @@ class KernelSettings(Settings):
 class MomentsSettings(Settings):
     """The weak-form moment estimator: splines of the potential, test functions, penalty."""
 
-    basis: Literal["Rz", "xyz"] = "Rz"
-    """Splines in (R, z), an axially symmetric potential, or in (x, y, z), which assumes no symmetry."""
+    basis: Literal["Rz", "xyz", "Rz+xyz"] = "Rz"
+    """Splines in (R, z), an axially symmetric potential; in (x, y, z), which assumes no symmetry; or both
+    side by side, the (x, y, z) part shrunk towards none by a penalty whose strength the data choose."""
     num_potential_splines: tuple[int, ...] = ()
-    """Splines of Φ along each coordinate; () takes (8, 15) for Rz and (7, 7, 9) for xyz."""
+    """Splines of Φ along each coordinate; () takes (8, 15) for Rz and Rz+xyz, and (7, 7, 9) for xyz. An odd
+    number puts a break in the middle, where a Galaxy is sharpest; even numbers do much worse there."""
+    num_departure_splines: tuple[int, ...] = ()
+    """Splines of the (x, y, z) part of Rz+xyz along each coordinate; () takes (7, 7, 7)."""
     num_test_splines: tuple[int, ...] = ()
-    """Test functions along each coordinate; () takes (10, 23) for Rz and (8, 8, 11) for xyz."""
-    velocity_functions: tuple[VelocityFunction, ...] = ()
-    """Functions of velocity that multiply the test functions; () takes the first moments of the basis."""
+    """Test functions along each coordinate; () takes (10, 23) for Rz and Rz+xyz, and (8, 8, 11) for xyz."""
+    num_departure_tests: tuple[int, ...] = ()
+    """Test functions in (x, y, z) of Rz+xyz along each coordinate; () takes (7, 7, 9)."""
+    velocity_functions: tuple[str, ...] = ()
+    """Functions of velocity that multiply the test functions: products such as "v_R v_z", or "1"; () takes
+    the first moments of the basis. The (x, y, z) part of Rz+xyz always takes v_x, v_y and v_z, and "1" where
+    a pattern speed is fitted."""
     concentration: tuple[float, ...] = ()
     """β per coordinate: spline cells shrink towards the plane z = 0, and along x and y towards the centre
-    (break points ∝ sinh(βt)); 0 gives equal cells; () takes (0, 2) for Rz and (0, 0, 2) for xyz."""
+    (break points ∝ sinh(βt)); 0 gives equal cells; () takes (0, 2) for Rz and Rz+xyz, and (0, 0, 2) for
+    xyz."""
     window: float = Field(default=0.5, ge=0, lt=1)
     """The window on |x − centre| is 1 up to this fraction of the radius and falls to 0 at the border."""
     north_south: bool = False
@@ -72,48 +80,114 @@ class MomentsSettings(Settings):
     """Strength of the third-difference penalty, or how to choose it: cross-validation over blocks,
     Mallows' C_p, or the marginal likelihood of the moments."""
     penalty_steps: int = Field(default=7, ge=2, le=30)
-    """Strengths tried per direction when the penalty is chosen."""
+    """Strengths tried in the coarse scan when the penalty is chosen."""
     min_stars: int = Field(default=30, ge=2)
     """Test functions that rest on fewer stars are left out."""
     noise: Literal["ignore", "deconvolve"] = "ignore"
     """``ignore``: gravity of the stars as measured; ``deconvolve``: each moment less what the stars' errors
     add to it to first order in their covariances, −½ C:∇∇g, for some four times the cost."""
+    selection: Literal["known", "shared", "each"] = "known"
+    """Solve for the selection efficiency ε(x) too: one of all tracer populations, or one of each. ``known``
+    takes it as constant, or as given with the stars."""
+    num_selection_splines: tuple[int, ...] = ()
+    """Splines of log ε along each coordinate; () takes (6, 9) for Rz and Rz+xyz, and (5, 5, 7) for xyz."""
+    selection_amplitude: float = Field(default=2.0, gt=0)
+    """Standard deviation of log ε beforehand: what keeps it finite where the stars cannot tell it from Φ."""
+    pattern_speed: float | Literal["fit"] = 0.0
+    """Ω about the Galactic centre, in km/s/kpc, of the frame in which the stars are stationary; ``fit``
+    measures it, where the stars are not so axially symmetric that it cannot be known."""
+    positive_mass: bool = False
+    """Force ρ ≥ 0 at the nodes of a grid over the ball."""
+    jackknife: Literal["shards", "sky"] = "shards"
+    """Blocks of the jackknife: the shards, which are random parts of the stars, or smooth patches of sky."""
+    num_patches: int = Field(default=12, ge=3, le=200)
+    """Patches of the jackknife over the sky."""
+    num_blocks: int = Field(default=40, ge=3, le=1000)
+    """Shards are added up to at most this many blocks, for cross-validation and jackknife."""
 
     @model_validator(mode="after")
     def _sizes(self) -> MomentsSettings:
-        dimension = 2 if self.basis == "Rz" else 3
-        for name in ("num_potential_splines", "num_test_splines"):
+        plane = 3 if self.basis == "xyz" else 2
+        for name, dimension in (
+            ("num_potential_splines", plane),
+            ("num_test_splines", plane),
+            ("num_selection_splines", plane),
+            ("num_departure_splines", 3),
+            ("num_departure_tests", 3),
+        ):
             sizes = getattr(self, name)
             if sizes and (len(sizes) != dimension or min(sizes) < 4):
                 raise ValueError(f"{name}: the {self.basis} basis takes {dimension} numbers of at least 4")
-        _check_concentration(self.concentration, dimension)
+        _check_concentration(self.concentration, plane)
         if not isinstance(self.penalty, str) and not self.penalty >= 0:
             raise ValueError("penalty: a strength cannot be negative")
-        wrong = {"v_x", "v_y"} if self.basis == "Rz" else {"v_R", "v_phi", "v_R v_z", "v_R v_R"}
         for name in self.velocity_functions:
-            if name in wrong:
-                raise ValueError(f"velocity_functions: '{name}' does not belong to the {self.basis} basis")
+            from galray.gravity.velocity_functions import check_function
+
+            try:
+                check_function(name, self.family)
+            except ValueError as error:
+                raise ValueError(f"velocity_functions: {error}") from None
+        if self.basis == "Rz" and self.pattern_speed != 0.0:
+            raise ValueError(
+                "pattern_speed: an axially symmetric potential looks the same in every rotating frame; "
+                "set basis = 'xyz' or 'Rz+xyz'"
+            )
+        if self.noise != "ignore" and (
+            self.basis == "Rz+xyz" or self.selection != "known" or self.pattern_speed
+        ):
+            raise ValueError(
+                "noise: 'deconvolve' goes with the Rz or xyz basis, a known selection and no pattern speed"
+            )
         return self
+
+    @property
+    def family(self) -> Literal["Rz", "xyz"]:
+        """The components of velocity of `functions`."""
+        return "xyz" if self.basis == "xyz" else "Rz"
 
     @property
     def potential_splines(self) -> tuple[int, ...]:
         """The number of potential splines along each coordinate, defaults filled in."""
-        return self.num_potential_splines or ((8, 15) if self.basis == "Rz" else (7, 7, 9))
+        return self.num_potential_splines or ((7, 7, 9) if self.basis == "xyz" else (8, 15))
 
     @property
     def test_splines(self) -> tuple[int, ...]:
         """The number of test functions along each coordinate, defaults filled in."""
-        return self.num_test_splines or ((10, 23) if self.basis == "Rz" else (8, 8, 11))
+        return self.num_test_splines or ((8, 8, 11) if self.basis == "xyz" else (10, 23))
+
+    @property
+    def departure_splines(self) -> tuple[int, ...]:
+        """The number of splines of the (x, y, z) part of Rz+xyz, defaults filled in."""
+        return self.num_departure_splines or (7, 7, 7)
+
+    @property
+    def departure_tests(self) -> tuple[int, ...]:
+        """The number of test functions of the (x, y, z) part of Rz+xyz, defaults filled in."""
+        return self.num_departure_tests or (7, 7, 9)
+
+    @property
+    def selection_splines(self) -> tuple[int, ...]:
+        """The number of splines of log ε along each coordinate, defaults filled in."""
+        return self.num_selection_splines or ((5, 5, 7) if self.basis == "xyz" else (6, 9))
 
     @property
     def concentrations(self) -> tuple[float, ...]:
         """The concentration along each coordinate, defaults filled in."""
-        return self.concentration or ((0.0, 2.0) if self.basis == "Rz" else (0.0, 0.0, 2.0))
+        return self.concentration or ((0.0, 0.0, 2.0) if self.basis == "xyz" else (0.0, 2.0))
 
     @property
     def functions(self) -> tuple[str, ...]:
-        """The velocity functions, defaults filled in."""
-        return self.velocity_functions or (("v_R", "v_z") if self.basis == "Rz" else ("v_x", "v_y", "v_z"))
+        """The velocity functions, defaults filled in: more orders where a selection is solved for."""
+        from galray.gravity.velocity_functions import up_to_order
+
+        if self.velocity_functions:
+            return self.velocity_functions
+        if self.selection != "known":
+            return up_to_order(self.family, 3)
+        if self.family == "Rz":
+            return ("v_R", "v_z")
+        return ("1", "v_x", "v_y", "v_z") if self.pattern_speed == "fit" else ("v_x", "v_y", "v_z")
 
 
 class LeastSquaresSettings(Settings):

@@ -13,7 +13,7 @@ from galray.errors import GalrayError
 from galray.gravity.exports import Exportable
 from galray.gravity.poisson import Kernel, check_region
 from galray.gravity.region import Region, as_positions
-from galray.gravity.splines import Array, TensorBasis, to_numpy
+from galray.gravity.splines import Array, SumBasis, TensorBasis, to_numpy
 from galray.units import G
 
 __all__ = ["Quantity", "SplineField"]
@@ -37,7 +37,7 @@ class SplineField(Exportable):
 
     def __init__(
         self,
-        basis: TensorBasis,
+        basis: TensorBasis | SumBasis,
         region: Region,
         parameters: Any,
         *,

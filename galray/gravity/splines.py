@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from functools import cached_property
@@ -9,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 from scipy.interpolate import BSpline
 
-__all__ = ["Array", "SplineAxis", "TensorBasis", "ball_axes", "cell_groups", "to_numpy"]
+__all__ = ["Array", "SplineAxis", "SumBasis", "TensorBasis", "ball_axes", "cell_groups", "to_numpy"]
 
 Array = NDArray[np.float64]
 _DEGREE = 3
@@ -117,14 +119,21 @@ class TensorBasis:
         self.size = math.prod(self.shape)
         self.cell_shape = tuple(axis.cells for axis in axes)
 
+    @property
+    def parts(self) -> tuple[TensorBasis, ...]:
+        """Itself, as a sum of one."""
+        return (self,)
+
     def to_dict(self) -> dict[str, Any]:
         """Kind and break points as plain values."""
         return {"kind": self.kind, "breaks": [axis.breaks.tolist() for axis in self.axes]}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TensorBasis:
-        """The basis that `to_dict` described."""
-        return cls(values["kind"], tuple(SplineAxis(b) for b in values["breaks"]))
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TensorBasis | SumBasis:
+        """The basis that ``to_dict`` described."""
+        if "parts" in values:
+            return SumBasis(tuple(TensorBasis(p["kind"], _axes(p["breaks"])) for p in values["parts"]))
+        return TensorBasis(values["kind"], _axes(values["breaks"]))
 
     def coordinates(self, x: Array) -> Array:
         """Positions (n, 3) to the basis's own coordinates (n, 2) or (n, 3), in kpc."""
@@ -236,6 +245,51 @@ class TensorBasis:
         for m in maps:
             out = np.kron(out, m)
         return out
+
+
+class SumBasis:
+    """Several tensor bases side by side: Φ is the sum of one function of each.
+
+    Arguments:
+        parts: The bases; coefficients stand in their order.
+    """
+
+    kind = "sum"
+
+    def __init__(self, parts: tuple[TensorBasis, ...]) -> None:
+        self.parts = parts
+        self.size = sum(part.size for part in parts)
+        self.offsets = tuple(itertools.accumulate([0, *(part.size for part in parts[:-1])]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parts as plain values."""
+        return {"parts": [part.to_dict() for part in self.parts]}
+
+    def _side_by_side(self, name: str, x: Array) -> tuple[NDArray[np.intp], Array]:
+        found = [getattr(part, name)(x) for part in self.parts]
+        index = [i + offset for (i, _), offset in zip(found, self.offsets, strict=True)]
+        return np.concatenate(index, -1), np.concatenate([values for _, values in found], -1)
+
+    def values(self, x: Array) -> tuple[NDArray[np.intp], Array]:
+        """As `TensorBasis.values`, the parts' splines one after the other."""
+        return self._side_by_side("values", x)
+
+    def gradient(self, x: Array) -> tuple[NDArray[np.intp], Array]:
+        """As `TensorBasis.gradient`, the parts' splines one after the other."""
+        return self._side_by_side("gradient", x)
+
+    def laplacian(self, x: Array) -> tuple[NDArray[np.intp], Array]:
+        """As `TensorBasis.laplacian`, the parts' splines one after the other."""
+        return self._side_by_side("laplacian", x)
+
+    def reduction(self, *, north_south: bool) -> Array:
+        """As `TensorBasis.reduction`, part by part."""
+        maps = [part.reduction(north_south=north_south) for part in self.parts]
+        return np.asarray(linalg.block_diag(*maps), dtype=np.float64)
+
+
+def _axes(breaks: list[list[float]]) -> tuple[SplineAxis, ...]:
+    return tuple(SplineAxis(b) for b in breaks)
 
 
 def _product(parts: list[Array]) -> Array:

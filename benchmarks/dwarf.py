@@ -287,9 +287,15 @@ def cusp(bench: Bench, jobs: int) -> None:
         told += one[other] < 0.05 and one[right] > one[other]
         wrong += one[right] < 0.05 and one[other] > one[right]
     bench.row(
-        "core or cusp at 150 pc, 12 models, 10,000 stars: the opposite excluded, rightly", told, bar=8, at_least=True, **cpu
+        "core or cusp at 150 pc, 12 models, 10,000 stars: the opposite excluded, rightly",
+        told,
+        bar=8,
+        at_least=True,
+        **cpu,
     )
-    bench.row("core or cusp at 150 pc, 12 models, 10,000 stars: the opposite excluded, wrongly", wrong, bar=0, **cpu)
+    bench.row(
+        "core or cusp at 150 pc, 12 models, 10,000 stars: the opposite excluded, wrongly", wrong, bar=0, **cpu
+    )
     cores = [one["slope"][2] for model, one in zip(MODELS, found, strict=True) if "Core" in model]
     cusps = [one["slope"][2] for model, one in zip(MODELS, found, strict=True) if "Cusp" in model]
     apart = float(np.mean([core < other for core in cores for other in cusps]))

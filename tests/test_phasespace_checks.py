@@ -9,9 +9,19 @@ import pytest
 import torch
 
 from galray.mocks import PlummerSphere
-from galray.phasespace import Ball, BaseSettings, ExactModel, ScoreSettings, build_model, run_checks
-from galray.phasespace.checks import agreement, check_agreement, held_out, two_sample
+from galray.phasespace import (
+    Ball,
+    BaseSettings,
+    ExactModel,
+    FlowPart,
+    FlowSettings,
+    ScoreSettings,
+    build_model,
+    run_checks,
+)
+from galray.phasespace.checks import _SeenStars, agreement, check_agreement, held_out, two_sample
 from galray.phasespace.findings import FALSE_ALARMS, Finding, judge
+from galray.phasespace.selection import SelectionEfficiency
 from galray.phasespace.stein import curl_and_noise, local_identities, stein_identities
 from galray.training import TrainingSettings, fit, objective
 
@@ -168,3 +178,31 @@ def test_two_samples_from_the_same_and_from_another_density():
     assert all(row["ok"] for row in judge(dict(enumerate(same))).values())
     wide = judge({"wide": two_sample(Sampler(1.25), w, seed=1, steps=300)})["wide"]
     assert wide["ok"] is False
+
+
+def test_a_known_selection_is_accounted_for():
+    """Stars thinned by ε(x): the score of f passes with ε and fails without."""
+    w = draw(30_000, 12)
+    tilt = torch.tensor([0.6, 0.0, 0.0], dtype=torch.float64)
+    kept = torch.rand(len(w), generator=torch.Generator().manual_seed(1)) < torch.sigmoid(2 * w[:, :3] @ tilt)
+    selection = SelectionEfficiency(lambda x: torch.nn.functional.logsigmoid(2 * x @ tilt))
+    exact = ExactModel(SPHERE)
+    exact.ball = BALL
+    seen = _SeenStars(exact, selection)
+    assert not alarms(seen, w[kept])
+    assert "E[h s_x + dh/dx]" in alarms(exact, w[kept])
+
+
+def test_a_flow_of_velocities_alone_is_checked_for_them():
+    part = FlowPart(hidden=(24,), bins=3)
+    w, held = draw(4000, 13), draw(4000, 14)
+    settings = FlowSettings(position=part, velocity=part, conditional=True)
+    model = build_model("flow", settings, BALL, w, seed=1)
+    poor = run_checks(model, held, seed=1)
+    training = TrainingSettings(epochs=12, batch_size=256, learning_rate=1e-2)
+    fit(model, objective("flow", settings), w, held, training, seed=2)
+    good = run_checks(model, held, seed=1)
+    assert not any("s_x" in name or "noise" in name for name in good)
+    assert good["two-sample classifier (AUC)"]["ok"] is True
+    assert good["local E[v s_v] + 1"]["value"] < poor["local E[v s_v] + 1"]["value"]
+    assert sum(row["ok"] is False for row in poor.values()) > sum(row["ok"] is False for row in good.values())

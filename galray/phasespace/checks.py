@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from galray.errors import GalrayError
 from galray.phasespace.findings import Finding, judge
 from galray.phasespace.objectives import objective
+from galray.phasespace.selection import SelectionEfficiency
 from galray.phasespace.stein import curl_and_noise, local_identities, stein_identities
 
 __all__ = ["agreement", "check_agreement", "held_out", "run_checks", "two_sample"]
@@ -23,15 +24,18 @@ _DIFFERENCED = 4_000
 """Stars of the checks that differentiate the score: twelve evaluations each."""
 
 
-def held_out(model: Any, w: Tensor, *, seed: int) -> tuple[str, Finding]:
+def held_out(
+    model: Any, w: Tensor, *, seed: int, selection: SelectionEfficiency | None = None
+) -> tuple[str, Finding]:
     """The objective's own figure on held-out stars, with its bootstrap error, and its name.
 
     Arguments:
         model: A trained flow or score network.
-        w: Held-out stars, shape (n, 6).
+        w: Held-out stars, shape (n, 6), or (n, 27) with their errors.
         seed: Of the bootstrap.
+        selection: Known selection of the stars.
     """
-    goal = objective(model.kind, model.settings)
+    goal = objective(model.kind, model.settings, selection=selection)
     losses = goal.validate(model, goal.prepare(model, w, validation=True)).to(torch.float64).cpu().numpy()
     return goal.name, Finding(float(losses.mean()), _bootstrap(losses, np.mean, seed))
 
@@ -49,10 +53,10 @@ def two_sample(model: Any, w: Tensor, *, seed: int, steps: int = 400) -> Finding
     """A classifier between the model's samples and held-out stars: its area under the ROC curve.
 
     A small network is trained on one half of both and judged on the other; 0.5 means it cannot tell them
-    apart.
+    apart. A model of p(v|x) alone draws velocities at the stars' own positions.
 
     Arguments:
-        model: A flow with ``sample(n, generator)``.
+        model: A flow with ``sample(n, generator)`` or ``sample_velocity(x, n, generator)``.
         w: Held-out stars, shape (n, 6).
         seed: Of samples, weights and batches.
         steps: Training steps of 512 stars.
@@ -60,11 +64,14 @@ def two_sample(model: Any, w: Tensor, *, seed: int, steps: int = 400) -> Finding
     Raises:
         GalrayError: The model cannot sample.
     """
-    if not hasattr(model, "sample"):
-        raise GalrayError("a two-sample test needs a model that samples", "use a flow")
     generator = torch.Generator().manual_seed(seed)
     real = w.to(torch.float64)
-    fake = model.sample(len(real), generator).to(torch.float64)
+    if hasattr(model, "sample"):
+        fake = model.sample(len(real), generator).to(torch.float64)
+    elif hasattr(model, "sample_velocity"):
+        fake = torch.cat([real[:, :3], model.sample_velocity(real[:, :3], 1, generator)[0]], 1)
+    else:
+        raise GalrayError("a two-sample test needs a model that samples", "use a flow")
     shift, scale = real.mean(0), real.std(0)
     u = ((torch.cat([real, fake]) - shift) / scale).to(torch.float32).clamp(-20, 20)
     label = torch.cat([torch.ones(len(real)), torch.zeros(len(fake))])
@@ -113,27 +120,63 @@ def check_agreement(first: Any, second: Any, w: Tensor, *, seed: int) -> dict[st
     return judge({"difference of the scores": agreement(first, second, w, seed=seed)})
 
 
-def run_checks(model: Any, w: Tensor, *, seed: int, max_stars: int = 20_000) -> dict[str, dict[str, Any]]:
+class _SeenStars:
+    """The score of the stars that are seen, which are what the identities are tested on.
+
+    With a known selection that is ∇ log f + ∇ log ε; of a model of p(v|x) alone it is that part.
+    """
+
+    def __init__(self, model: Any, selection: SelectionEfficiency | None) -> None:
+        self.ball = model.ball
+        self._score = model.score if hasattr(model, "score") else model.conditional_score
+        self._selection = selection
+
+    def score(self, w: Tensor) -> Tensor:
+        """The score at w (n, 6)."""
+        s: Tensor = self._score(w)
+        if self._selection is None:
+            return s
+        return s + nn.functional.pad(self._selection.log_and_gradient(w[:, :3])[1], (0, 3))
+
+
+def run_checks(
+    model: Any,
+    w: Tensor,
+    *,
+    seed: int,
+    max_stars: int = 20_000,
+    selection: SelectionEfficiency | None = None,
+) -> dict[str, dict[str, Any]]:
     """Every check that applies to a trained model.
 
     Arguments:
-        model: A flow or a score network.
-        w: Held-out stars, shape (n, 6), in kpc and km/s.
+        model: A flow or a score network; of a flow of p(v|x) alone, what concerns velocities is checked.
+        w: Held-out stars, shape (n, 6), in kpc and km/s; with their errors, (n, 27), for a model that
+            deconvolves them: the identities are then tested on draws of the stars' true places.
         seed: Of bootstrap, samples, places and classifier.
         max_stars: Most stars used.
+        selection: Known smooth selection of the stars that the model was trained with.
 
     Returns:
         Rows {value, error, expected, allowed, ok} by name; see `judge`. ``expected``, ``allowed`` and ``ok``
         are None where nothing is expected.
     """
-    w = _some(w.to(torch.float64), max_stars, seed)
-    found = stein_identities(model, w)
-    found |= local_identities(model, w, seed=seed)
-    found |= curl_and_noise(model, _some(w, _DIFFERENCED, seed))
-    name, figure = held_out(model, w, seed=seed)
+    rows = _some(w.to(torch.float64), max_stars, seed)
+    states = rows[:, :6]
+    if rows.shape[1] > 6 and model.settings.noise.treatment == "deconvolve":
+        from galray.phasespace.noise_objectives import posterior_stars
+
+        states = posterior_stars(model, rows, model.settings.noise, seed=seed)
+    seen = _SeenStars(model, selection)
+    found = stein_identities(seen, states)
+    found |= local_identities(seen, states, seed=seed)
+    found |= curl_and_noise(seen, _some(states, _DIFFERENCED, seed))
+    if not hasattr(model, "score"):
+        found = {name: row for name, row in found.items() if "s_v" in name or "curl" in name}
+    name, figure = held_out(model, rows, seed=seed, selection=selection)
     found[f"held-out {name}"] = figure
-    if hasattr(model, "sample"):
-        found["two-sample classifier (AUC)"] = two_sample(model, w, seed=seed)
+    if hasattr(model, "sample_velocity"):
+        found["two-sample classifier (AUC)"] = two_sample(model, states, seed=seed)
     return judge(found)
 
 

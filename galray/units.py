@@ -10,6 +10,7 @@ __all__ = [
     "KM_S2_PER_KPC_IN_M_S2",
     "K_PROPER_MOTION",
     "MSUN_PC3",
+    "MYR",
     "G",
     "density_to_gev",
     "density_to_msun_pc3",
@@ -32,6 +33,9 @@ GEV_PER_CM3: float = 37.965164572915
 
 KM_S2_PER_KPC_IN_M_S2: float = 1e6 / 3.085677581491367e19
 """One (km/s)²/kpc in m/s²."""
+
+MYR: float = 977.7922216807891
+"""One kpc/(km/s), the internal unit of time, in Myr."""
 
 INTERNAL_UNITS: dict[str, str] = {
     "length": "kpc",

@@ -13,6 +13,7 @@ from galray.gravity.settings import (
     LeastSquaresSettings,
     MomentsSettings,
     PotentialSettings,
+    RotatingSettings,
 )
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
     from galray.gravity.potential import PotentialField, fit_potential
     from galray.gravity.profiles import HaloFit, HaloPosterior, ProfileFitter, fit_profile
     from galray.gravity.region import AccelerationField, Region
+    from galray.gravity.rotating import CorotatingModel, RotatingFit, RotatingFrame, fit_rotating_frame
     from galray.gravity.spline_field import SplineField
     from galray.gravity.spline_fit import fit_spline_to_accelerations
+    from galray.gravity.steadiness import StellarTest, stellar_tests
     from galray.gravity.store import MeanField, load_field, save_field
 
 # Where each public name lives: settings are read at every start, torch and scipy only when used.
@@ -78,8 +81,10 @@ _HOMES = {
     "potential": ("PotentialField", "fit_potential"),
     "profiles": ("HaloFit", "HaloPosterior", "ProfileFitter", "fit_profile"),
     "region": ("AccelerationField", "Region"),
+    "rotating": ("CorotatingModel", "RotatingFit", "RotatingFrame", "fit_rotating_frame"),
     "spline_field": ("SplineField",),
     "spline_fit": ("fit_spline_to_accelerations",),
+    "steadiness": ("StellarTest", "stellar_tests"),
     "store": ("MeanField", "load_field", "save_field"),
 }
 
@@ -89,6 +94,7 @@ __all__ = [
     "AveragingPoints",
     "BaryonSettings",
     "Baryons",
+    "CorotatingModel",
     "Degeneracy",
     "GravitySettings",
     "HaloFit",
@@ -109,8 +115,12 @@ __all__ = [
     "PotentialSettings",
     "ProfileFitter",
     "Region",
+    "RotatingFit",
+    "RotatingFrame",
+    "RotatingSettings",
     "SplineField",
     "StarErrors",
+    "StellarTest",
     "Verdict",
     "agreement",
     "averaging_points",
@@ -121,6 +131,7 @@ __all__ = [
     "circular_velocity",
     "fit_potential",
     "fit_profile",
+    "fit_rotating_frame",
     "fit_spline_to_accelerations",
     "least_squares",
     "load_field",
@@ -129,6 +140,7 @@ __all__ = [
     "save_field",
     "smooth",
     "smoothed_density",
+    "stellar_tests",
     "surface_density",
     "to_agama",
     "to_gala",

@@ -254,6 +254,26 @@ class PotentialSettings(Settings):
         return self.concentration or ((0.0, 2.0) if self.base == "Rz" else (0.0, 0.0, 2.0))
 
 
+class RotatingSettings(Settings):
+    """The frame in which the stars are steady, when it turns or moves."""
+
+    pattern_speed: float | None = None
+    """Ω_p in km/s/kpc, positive along Galactic rotation; fitted with the gravity where not given."""
+    translation: bool = False
+    """Fit a velocity of the frame too."""
+    center_kpc: tuple[float, float] = (0.0, 0.0)
+    """x and y of the axis."""
+    num_blocks: int = Field(default=20, ge=5)
+    """Blocks of stars for the jackknife."""
+    min_asymmetry: float = Field(default=0.02, ge=0)
+    """A fitted Ω_p counts as known from this asymmetry on (see `RotatingFit.asymmetry`): a little is always
+    there, since a ball around the Sun leaves its mark on every model."""
+    min_strength: float = Field(default=4.0, gt=0)
+    """… if the asymmetry's square is at least this many times its own error,"""
+    max_error: float = Field(default=10.0, gt=0)
+    """… and the error of Ω_p is at most this, in km/s/kpc."""
+
+
 class BaryonSettings(Settings):
     """What is subtracted from the total density."""
 

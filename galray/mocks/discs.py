@@ -24,9 +24,9 @@ from torch import Tensor
 
 from galray.frame import GalacticFrame, cartesian
 from galray.mocks.orbits import MeridionalOrbits, energy, integrate, pericentre
-from galray.mocks.settings import DiscSettings, MilkyWaySettings
+from galray.mocks.settings import DiscSettings, KickSettings, MilkyWaySettings
 from galray.potentials import NFW, Composite, Hernquist, MiyamotoNagai
-from galray.units import MSUN_PC3
+from galray.units import MSUN_PC3, MYR
 
 __all__ = ["MilkyWay", "sample"]
 
@@ -115,7 +115,8 @@ class MilkyWay:
             The schema's metadata key ``galray`` holds the seed, settings, frame and counts as JSON.
         """
         s = self.settings
-        streams = np.random.SeedSequence(seed).spawn(4)
+        *streams, kick_stream = np.random.SeedSequence(seed).spawn(5)
+        kick_rng = np.random.default_rng(kick_stream)
         thick = round(s.num_stars * s.thick_disc.fraction)
         halo = round(s.num_stars * s.stellar_halo.fraction)
         wanted = {"thin_disc": s.num_stars - thick - halo, "thick_disc": thick, "stellar_halo": halo}
@@ -130,9 +131,11 @@ class MilkyWay:
                     progress(start + n, s.num_stars)
 
             if name == "stellar_halo":
-                part = self._halo_stars(count, rng)
+                part = self.sample_halo(count, rng)
             else:
-                part, account[name] = self._disc_stars(getattr(s, name), count, rng, executor, report)
+                part, account[name] = self._disc_stars(
+                    getattr(s, name), count, rng, executor, report, kick_rng
+                )
             done += count
             if report is not None:
                 report(count)
@@ -221,13 +224,34 @@ class MilkyWay:
             raise RuntimeError(f"orbits do not conserve energy: |ΔE/E| up to {error.max().item():.1e}")
         return result, {**account, "max_error": error.max().item(), "median_error": error.median().item()}
 
+    def kicked(
+        self,
+        orbits: MeridionalOrbits,
+        kick: KickSettings,
+        rng: np.random.Generator,
+        *,
+        executor: Executor | None = None,
+    ) -> MeridionalOrbits:
+        """Kick a random part of the stars in v_z and follow them for the time since; the rest is steady."""
+        share = kick.fraction / (1 - self.settings.stellar_halo.fraction)
+        rows = torch.from_numpy(np.flatnonzero(rng.random(len(orbits)) < share))
+        hit = MeridionalOrbits(orbits.state[rows].clone(), orbits.angular_momentum[rows])
+        hit.state[:, 3] += kick.velocity_km_s
+        time = torch.full((len(rows),), kick.time_myr / MYR, dtype=torch.float64)
+        step = self.longest_step(hit) / 2  # no energy is checked here
+        after = integrate(self.potential, hit, time, step, executor=executor)
+        state = orbits.state.clone()
+        state[rows] = after.state
+        return MeridionalOrbits(state, orbits.angular_momentum)
+
     def longest_step(self, orbits: MeridionalOrbits) -> Tensor:
-        """The step in kpc/(km/s) that resolves the fastest part of each orbit, for orbits as they start."""
+        """The step in kpc/(km/s) that resolves the fastest part of each orbit."""
         nearest = pericentre(self.potential, orbits)
         _, vertical = self._frequencies(nearest)
         # an orbit that leaves the disc crosses it in less than its period
         _, ordinary = self._frequencies(orbits.state[:, 0])
-        height = orbits.state[:, 3] / ordinary / self.settings.potential.stellar_disc_height_kpc
+        height = torch.hypot(orbits.state[:, 1], orbits.state[:, 3] / ordinary)
+        height = height / self.settings.potential.stellar_disc_height_kpc
         vertical = vertical * torch.sqrt(1 + height.square())
         # the centrifugal barrier's own frequency: d²/dR² of ½L_z²/R² is 3 L_z²/R⁴
         barrier = math.sqrt(3.0) * orbits.angular_momentum.abs() / nearest.square()
@@ -260,6 +284,7 @@ class MilkyWay:
         rng: np.random.Generator,
         executor: Executor | None,
         progress: Callable[[int], None] | None,
+        kick_rng: np.random.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         """Batches of orbits until `count` stars lie in the ball; surplus stars are dropped unseen."""
         parts: list[Tensor] = []
@@ -279,6 +304,8 @@ class MilkyWay:
                     progress(min(count, base + int(seen * chance)))
 
             orbits, part = self.mixed_orbits(disc, n, rng, executor=executor, progress=on_chunk)
+            if self.settings.kick is not None:
+                orbits = self.kicked(orbits, self.settings.kick, kick_rng, executor=executor)
             w, _ = self.turned_into_ball(orbits, rng)
             parts.append(w)
             have, drawn = have + len(w), drawn + n
@@ -314,7 +341,7 @@ class MilkyWay:
 
     # Stellar halo -----------------------------------------------------------------------------------------
 
-    def _halo_stars(self, count: int, rng: np.random.Generator) -> Tensor:
+    def sample_halo(self, count: int, rng: np.random.Generator) -> Tensor:
         """Draw from f ∝ exp(−E/σ²) − 1 in the ball, by rejection from n ∝ exp(−Φ/σ²) and a Maxwellian."""
         sigma = self.settings.stellar_halo.sigma_km_s
         sun = torch.tensor(self.frame.sun_position, dtype=torch.float64)

@@ -11,6 +11,7 @@ __all__ = [
     "BarredGalaxySettings",
     "DiscSettings",
     "DwarfObserveSettings",
+    "KickSettings",
     "MilkyWayPotentialSettings",
     "MilkyWaySettings",
     "ObserveSettings",
@@ -65,6 +66,17 @@ class StellarHaloSettings(Settings):
     """Velocity dispersion σ in km/s; the density falls about as r^−(v_c/σ)²."""
 
 
+class KickSettings(Settings):
+    """A blow that threw the Galaxy out of equilibrium: part of the disc's stars kicked at once."""
+
+    fraction: float = Field(default=0.10, gt=0, le=1)
+    """Share of all stars that were kicked (stars of the discs, wherever they then were)."""
+    velocity_km_s: float = 20.0
+    """What was added to their v_z."""
+    time_myr: float = Field(default=200.0, ge=0)
+    """How long ago."""
+
+
 class MilkyWaySettings(Settings):
     """A Milky Way whose mass is known exactly and whose tracers are stationary."""
 
@@ -84,9 +96,13 @@ class MilkyWaySettings(Settings):
     """Longest time that an orbit is followed, in radial periods of its guiding radius."""
     energy_tolerance: float = Field(default=1e-5, gt=0, le=1e-3)
     """Largest |ΔE / E| of an orbit; one that exceeds it is integrated again with shorter steps."""
+    kick: KickSettings | None = None
+    """A disturbance of the stationary tracers; none where not given."""
 
     @model_validator(mode="after")
     def _shares_add_up(self) -> MilkyWaySettings:
+        if self.kick is not None and self.kick.fraction > 1 - self.stellar_halo.fraction:
+            raise ValueError("kick.fraction: more than the discs' share, and the halo is not kicked")
         total = self.thin_disc.fraction + self.thick_disc.fraction + self.stellar_halo.fraction
         if abs(total - 1) > 1e-6:
             raise ValueError(

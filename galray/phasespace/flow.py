@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
-from galray.phasespace.flow_parts import build_part
+from galray.phasespace.flow_parts import PartDensity, build_part
 from galray.phasespace.settings import FlowSettings
 from galray.phasespace.transforms import Ball, Chart
 
 __all__ = ["ConditionalFlow", "PhaseSpaceFlow", "flow"]
 
 _CHUNK = 16_384
+_CHUNK_ODE = 2_048  # the graph of a whole ODE is kept for its gradient
 
 
 class ConditionalFlow(nn.Module):
@@ -42,6 +43,11 @@ class ConditionalFlow(nn.Module):
         if len(w) < 100:
             raise GalrayError(f"{len(w)} stars are too few to fit a phase-space model", "select 100 or more")
         self.chart.fit(w.to(torch.float64))
+
+    @property
+    def matched(self) -> bool:
+        """Whether any part is trained by flow matching; its log density is then the solution of an ODE."""
+        return any(part.matched for part in self.children() if isinstance(part, PartDensity))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,7 +85,7 @@ class ConditionalFlow(nn.Module):
 
     def conditional_score(self, w: Tensor) -> Tensor:
         """∇ log p(v|x) at w (*, 6): what a selection in position cannot bias; shape and dtype of w."""
-        return _gradient(self.log_conditional, w)
+        return _gradient(self.log_conditional, w, _CHUNK_ODE if self.matched else _CHUNK)
 
     @torch.no_grad()
     def sample_velocity(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -179,7 +185,7 @@ class PhaseSpaceFlow(ConditionalFlow):
 
     def score(self, w: Tensor) -> Tensor:
         """∇ log f at w (*, 6), in 1/kpc and 1/(km/s): shape and dtype of w."""
-        return _gradient(self.log_prob, w)
+        return _gradient(self.log_prob, w, _CHUNK_ODE if self.matched else _CHUNK)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -197,10 +203,10 @@ def flow(settings: FlowSettings, ball: Ball) -> ConditionalFlow:
     return (ConditionalFlow if settings.conditional else PhaseSpaceFlow)(settings, ball)
 
 
-def _gradient(function: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+def _gradient(function: Callable[[Tensor], Tensor], w: Tensor, chunk: int) -> Tensor:
     """∇ function at w (*, 6), in float64 outside the networks: shape and dtype of w."""
     parts = []
-    for part in w.reshape(-1, 6).split(_CHUNK):
+    for part in w.reshape(-1, 6).split(chunk):
         with torch.enable_grad():
             p = part.detach().to(torch.float64).requires_grad_(True)
             parts.append(torch.autograd.grad(function(p).sum(), p)[0].to(w.dtype))

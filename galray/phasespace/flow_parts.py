@@ -41,14 +41,22 @@ class PartDensity(nn.Module, ABC):
 
 
 class _Autoregressive(PartDensity):
-    """Autoregressive transforms of zuko before a Gaussian or an autoregressive mixture."""
+    """Autoregressive transforms of zuko before a Gaussian or an autoregressive mixture.
+
+    What an autoregressive density cannot represent depends on the axes it goes along. Axes turned at random,
+    with the weights, make that error differ between the members of an ensemble, so that it averages out.
+    """
+
+    axes: Tensor
 
     def __init__(self, part: FlowPart, features: int, context: int) -> None:
         super().__init__()
         self.flow = zuko.lazy.Flow(_transforms(part, features, context), _base(part, features, context))
+        axes = torch.linalg.qr(torch.randn(features, features))[0] if part.rotate else torch.eye(features)
+        self.register_buffer("axes", axes)
 
     def log_prob(self, y: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.flow(c).log_prob(y)
+        return self.flow(c).log_prob(y @ self.axes)
 
     def draw(self, n: int, c: Tensor | None, generator: torch.Generator) -> Tensor:
         flow: Any = self.flow(c)
@@ -59,7 +67,7 @@ class _Autoregressive(PartDensity):
         if isinstance(self.flow.base, AutoregressiveMixture):
             uniform = torch.rand(n, features, generator=generator, dtype=torch.float64).to(dtype)
             z = flow.base.draw(uniform, z)
-        return flow.transform.inv(z)
+        return flow.transform.inv(z) @ self.axes.mT
 
 
 def _transforms(part: FlowPart, features: int, context: int) -> list[Any]:

@@ -29,6 +29,8 @@ class FlowPart(Settings):
     """Hidden widths of every network."""
     bins: int = Field(default=8, ge=2)
     """Gaussians per coordinate (mixture), in all (gaussians), or spline bins (nsf)."""
+    rotate: bool = True
+    """Go along axes turned at random with the seed, which differ between members (mixture, nsf, maf)."""
     steps: int = Field(default=12, ge=2)
     """Runge-Kutta steps from the Gaussian to the data (continuous)."""
 

@@ -17,6 +17,7 @@ from galray.config import RunConfig
 from galray.ensemble import Estimate, MemberSpec, MemberStore, combine_family, combine_methods
 from galray.errors import GalrayError
 from galray.frame import cylindrical
+from galray.local_halo import fit_haloes, write_halo
 from galray.measurement import load_evaluation, places_of
 from galray.model_checks import member_checks
 from galray.results import HEADLINE, Places
@@ -83,6 +84,8 @@ def combine_run(
     results.mkdir(exist_ok=True)
     maps = {name: map_values(places, method.evaluations) for name, method in methods.items()}
     summary.write_tables(results, places, estimates, true, maps)
+    halo = fit_haloes(config.gravity.halo, places, kernel, estimates, true)
+    write_halo(results, halo)
     sample_stars(store, config.seed, results / "stars.parquet")
 
     members = member_rows(folder)
@@ -102,6 +105,7 @@ def combine_run(
         "quantities": summary.quantity_rows(places, estimates, true),
         "budget": summary.budget_rows(places, estimates),
         "catalog": account(store),
+        "halo": halo,
         "equilibrium": verdict(places, estimates, record_of_moments),
         "checks": member_checks(config, folder, store, list(specs)),
         "members": members,

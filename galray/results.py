@@ -15,14 +15,32 @@ from pydantic import Field, model_validator
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame, cylindrical
 from galray.settings import Settings
-from galray.units import MSUN_PC3
+from galray.units import MSUN_PC3, G
 
-__all__ = ["ACCELERATION_UNIT", "DENSITY_UNIT", "HEADLINE", "Places", "PlacesSettings", "Quantity"]
+__all__ = [
+    "ACCELERATION_UNIT",
+    "DENSITY_UNIT",
+    "HEADLINE",
+    "SPEED_UNIT",
+    "SURFACE_UNIT",
+    "Places",
+    "PlacesSettings",
+    "Quantity",
+]
 
 ACCELERATION_UNIT = "km2 / (s2 kpc)"
 DENSITY_UNIT = "solMass / pc3"
+SURFACE_UNIT = "solMass / pc2"
+SPEED_UNIT = "km / s"
 HEADLINE = "rho_dm_average"
 """The quantity that a run exists for."""
+SPHERE = "rho_dm_sphere"
+MIN_SPHERE_POSITIONS = 6
+"""Spheres of which the ball holds fewer positions are left out."""
+COLUMN_NODES = 6
+"""Heights at which the horizontal part of Σ is taken."""
+COLUMN_STEP = 0.2
+"""Half the distance of the positions that are differenced for it, kpc: v_c bends over many kpc."""
 
 
 class PlacesSettings(Settings):
@@ -43,6 +61,14 @@ class PlacesSettings(Settings):
     """Half length along the Solar circle of the region of that average."""
     num_map_points: int = Field(default=17, ge=3)
     """Points per side of the x–z map."""
+    column_height: float = Field(default=1.1, gt=0)
+    """Σ, the mass per area within this height of the plane, and |K_z|/2πG are reported here."""
+    sphere_offsets: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    """ρ_DM is averaged over spheres of radius R0 + these about the Galactic centre, inside the ball."""
+    sphere_height: float = Field(default=0.5, ge=0)
+    """Heights |z| below this are left out of those averages."""
+    sphere_step: float = Field(default=0.5, gt=0)
+    """Distance of neighbouring positions on such a sphere, in height; twice as much along its circles."""
 
     @model_validator(mode="after")
     def _ordered(self) -> PlacesSettings:
@@ -69,6 +95,8 @@ class Quantity:
     """Height or radius in kpc of that point."""
     rows: tuple[int, ...] = field(default=(), repr=False)
     """Rows of the places that enter, averaged with equal weights."""
+    forces: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """Coefficients (rows, 3) of the Cartesian accelerations there, for what is linear in them."""
 
     @property
     def key(self) -> str:
@@ -110,9 +138,12 @@ class Places:
         self.radius = float(radius)
         self.reach = (float(reach[0]), float(reach[1]), float(reach[2]))
         self._positions: list[np.ndarray] = []
+        self._with_density: list[bool] = []
         self.quantities: list[Quantity] = []
         self._tables()
         self._average()
+        self._spheres()
+        self._column()
         self._profiles()
         self._map()
         self.x = np.array(self._positions)
@@ -121,7 +152,8 @@ class Places:
     @property
     def density_rows(self) -> np.ndarray:
         """Rows of the positions around which the ball holds the whole density kernel."""
-        return np.flatnonzero([self.holds(x, density=True) for x in self.x])
+        wanted = np.flatnonzero(self._with_density)
+        return np.array([i for i in wanted if self.holds(self.x[i], density=True)], dtype=np.intp)
 
     @property
     def num_values(self) -> int:
@@ -165,14 +197,21 @@ class Places:
             "rho_dm": (density - baryons) / MSUN_PC3,
             "rho_baryons": np.broadcast_to(baryons, density.shape) / MSUN_PC3,
         }
-        fields[HEADLINE] = fields["rho_dm"]
-        columns = [fields[q.name][..., list(q.rows)].mean(-1) for q in self.quantities]
+        fields[HEADLINE] = fields[SPHERE] = fields["rho_dm"]
+        columns = []
+        for q in self.quantities:
+            if q.forces is None:
+                columns.append(fields[q.name][..., list(q.rows)].mean(-1))
+                continue
+            value = (acceleration[..., list(q.rows), :] * q.forces).sum((-1, -2))
+            columns.append(np.sqrt(np.maximum(value, 0.0)) if q.name == "v_c" else value)
         return np.stack(columns, -1)
 
     # What is measured where ---------------------------------------------------------------------------
 
-    def _add(self, x: np.ndarray) -> int:
+    def _add(self, x: np.ndarray, *, density: bool = True) -> int:
         self._positions.append(np.asarray(x, dtype=float))
+        self._with_density.append(density)
         return len(self._positions) - 1
 
     def _tables(self) -> None:
@@ -219,6 +258,72 @@ class Places:
             )
         where = f"{low:g} < |z| < {high:g} kpc at the Solar radius"
         self.quantities.append(Quantity(HEADLINE, "ρ_DM", where, DENSITY_UNIT, rows=tuple(rows)))
+
+    def _spheres(self) -> None:
+        """ρ_DM averaged over spheres about the Galactic centre: equal steps in z are equal areas there."""
+        r0, step = self.frame.sun_radius, self.settings.sphere_step
+        for offset in self.settings.sphere_offsets:
+            radius = r0 + offset
+            rows = []
+            heights = np.arange(self.settings.sphere_height + step / 2, min(self.radius, radius), step)
+            for z in heights:
+                ring = np.sqrt(radius**2 - z**2)
+                for phi in np.arange(0, self.radius, 2 * step) / radius:
+                    # mirrored about the plane and the Sun's azimuth, all or none: the mean stays even
+                    signs = [(1, 1), (-1, 1)] if phi == 0 else [(1, 1), (-1, 1), (1, -1), (-1, -1)]
+                    group = [
+                        np.array([-ring * np.cos(phi), side * ring * np.sin(phi), up * z])
+                        for up, side in signs
+                    ]
+                    if all(self.holds(x, density=True) for x in group):
+                        rows += [self._add(x) for x in group]
+            if len(rows) >= MIN_SPHERE_POSITIONS:
+                where = f"r = {radius:.2f} kpc, |z| > {self.settings.sphere_height:g} kpc"
+                self.quantities.append(Quantity(SPHERE, "ρ_DM", where, DENSITY_UNIT, rows=tuple(rows)))
+
+    def _column(self) -> None:
+        """|K_z|/2πG, Σ by Gauss's theorem and the circular speed, all at R0: linear in accelerations."""
+        r0, height = self.frame.sun_radius, self.settings.column_height
+        x = np.array([-r0, 0.0, 0.0])
+        row = self._add(x, density=False)
+        self.quantities.append(
+            Quantity("v_c", "v_c", "R0", SPEED_UNIT, rows=(row,), forces=np.array([[r0, 0.0, 0.0]]))
+        )
+        heights = sorted({*self.settings.heights, height})
+        for z in heights:
+            ends = [x + [0, 0, z], x - [0, 0, z]]
+            if not all(self.holds(end, density=False) for end in ends):
+                continue
+            rows = [self._add(end, density=False) for end in ends]
+            pull = np.array([[0, 0, -1.0], [0, 0, 1.0]])  # inwards on both sides
+            where = f"|z|={z:g} kpc"
+            force = pull / (4 * np.pi * G) / 1e6
+            self.quantities.append(
+                Quantity("K_z", "|K_z|/2πG", where, SURFACE_UNIT, rows=tuple(rows), forces=force)
+            )
+            if z == height:
+                self._surface(x, height, rows, pull)
+
+    def _surface(self, x: np.ndarray, height: float, ends: list[int], pull: np.ndarray) -> None:
+        """Σ = −∫∇·a dz / 4πG over |z| < height: a_z at the ends, the horizontal part by differences."""
+        nodes, weights = np.polynomial.legendre.leggauss(COLUMN_NODES)
+        rows, forces = list(ends), list(pull)
+        for z, weight in zip(nodes * height, weights * height, strict=True):
+            for axis in (0, 1):
+                for sign in (-1, 1):
+                    place = x + [0, 0, z]
+                    place[axis] += sign * COLUMN_STEP
+                    if not self.holds(place, density=False):
+                        return
+                    rows.append(self._add(place, density=False))
+                    force = np.zeros(3)
+                    force[axis] = -sign * weight / (2 * COLUMN_STEP)
+                    forces.append(force)
+        where = f"|z|<{height:g} kpc"
+        coefficients = np.array(forces) / (4 * np.pi * G) / 1e6
+        self.quantities.append(
+            Quantity("sigma", "Σ", where, SURFACE_UNIT, rows=tuple(rows), forces=coefficients)
+        )
 
     def _profiles(self) -> None:
         number = self.settings.num_profile_points

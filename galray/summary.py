@@ -12,9 +12,18 @@ from galray.config import RunConfig
 from galray.ensemble import Estimate
 from galray.provenance import write_atomic
 from galray.results import HEADLINE, Places, Quantity
+from galray.tables import write_table
 from galray.units import GEV_PER_CM3
 
-__all__ = ["headline", "quantity_rows", "run_header", "truth_values", "write_summary", "write_tables"]
+__all__ = [
+    "headline",
+    "quantity_rows",
+    "run_header",
+    "truth_values",
+    "wide_tables",
+    "write_summary",
+    "write_tables",
+]
 
 
 def truth_values(truth: Mapping[str, Any], places: Places, kernel: Any) -> np.ndarray:
@@ -137,7 +146,11 @@ def write_tables(
     truth: np.ndarray | None,
     maps: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Write profiles.parquet, maps.parquet, quantities.ecsv and budget.ecsv into the results folder.
+    """Write the tables of a run into its results folder.
+
+    Long ones, a row per value: profiles.parquet, maps.parquet, quantities.ecsv, budget.ecsv. Wide ones with
+    a unit per column, as ECSV and Parquet: vertical, radial and radial_dm (a row per method and position)
+    and places (a row per method and tabulated place).
 
     Arguments:
         folder: ``results/`` of the run.
@@ -179,6 +192,10 @@ def write_tables(
     schema |= dict.fromkeys(("u", "v", "value", "error"), pl.Float64)
     pl.DataFrame(cells, schema=schema).write_parquet(folder / "maps.parquet")
 
+    for name, table in wide_tables(places, estimates, truth).items():
+        for ending in ("ecsv", "parquet"):
+            write_table(table, folder / f"{name}.{ending}")
+
     for name, rows in (
         ("quantities", quantity_rows(places, estimates, truth)),
         ("budget", budget_rows(places, estimates)),
@@ -190,6 +207,52 @@ def write_tables(
         temporary = folder / f".{name}.tmp.ecsv"
         table.write(temporary, format="ascii.ecsv", overwrite=True)
         temporary.replace(folder / f"{name}.ecsv")
+
+
+def wide_tables(
+    places: Places, estimates: Mapping[str, Estimate], truth: np.ndarray | None
+) -> dict[str, Any]:
+    """The quantities as astropy QTables: a row per method and place, a column with its unit per quantity.
+
+    Arguments:
+        places: Where the run measured.
+        estimates: Of every method and combined.
+        truth: True values (Q,), for a mock; they make rows of the method ``truth``.
+    """
+    from astropy import units as u
+    from astropy.table import QTable
+
+    groups: dict[str, list[int]] = {}
+    for i, quantity in enumerate(places.quantities):
+        groups.setdefault(quantity.profile or "places", []).append(i)
+    nothing = np.full(places.num_values, np.nan)
+    methods = {m: (e.value, e.error if e.terms else nothing) for m, e in estimates.items()}
+    if truth is not None:
+        methods["truth"] = (truth, nothing)
+    tables = {}
+    for name, members in groups.items():
+        keys = list(dict.fromkeys(_place(places.quantities[i]) for i in members))
+        slot = {(_place(q), q.name): i for i in members for q in [places.quantities[i]]}
+        table = QTable()
+        table["method"] = [method for method in methods for _ in keys]
+        if name == "places":
+            table["where"] = [key for _ in methods for key in keys]
+        else:
+            label = "z" if name == "vertical" else "R"
+            table[label] = np.array([key for _ in methods for key in keys], dtype=float) * u.kpc
+        for symbol in dict.fromkeys(places.quantities[i].name for i in members):
+            rows = [slot.get((key, symbol)) for key in keys]
+            unit = u.Unit(next(places.quantities[i].unit for i in rows if i is not None))
+            for part, suffix in ((0, ""), (1, "_error")):
+                column = [np.nan if i is None else pair[part][i] for pair in methods.values() for i in rows]
+                table[f"{symbol}{suffix}"] = np.array(column, dtype=float) * unit
+        table.meta["description"] = f"galray results: {name}; rows of NaN errors carry none"
+        tables[name] = table
+    return tables
+
+
+def _place(quantity: Quantity) -> Any:
+    return quantity.where if quantity.profile is None else quantity.coordinate
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -71,6 +71,23 @@ def write_vertical_run(folder: Path) -> Path:
             }
             for name, shift in (("moments", 0.0), ("moments, north", 0.006), ("area ignored <u>", -0.03))
         ],
+        "halo": [
+            {
+                "method": "combined", "profile": "gnfw", "chi2": 21.4, "dof": 24.6, "positions": 27,
+                "parameters": [
+                    {
+                        "parameter": "density", "symbol": "ρ(R₀)", "value": 0.0102, "error": 0.0021,
+                        "unit": "solMass / pc3", "prior": None, "prior_error": None, "learned": 1.0,
+                        "truth": 0.0105,
+                    },
+                    {
+                        "parameter": "slope", "symbol": "γ", "value": 1.1, "error": 0.45, "unit": "",
+                        "prior": 1.0, "prior_error": 0.5, "learned": 0.19, "truth": None,
+                    },
+                ],
+            },
+            {"method": "score", "profile": "<nfw>", "chi2": None, "dof": None, "parameters": "broken"},
+        ],
         "groups": [{"name": "0.5 < G_BP − G_RP < 0.7", "rho0": 0.09, "error": 0.02, "stars": 41_203}],
         "notes": ["The value lies low because of the selection.", NASTY],
         "catalog": {"rows_in": 268_545, "kept": 237_536, "fate": {"kept": 237_536, "cut:no_rv": 31_009}},
@@ -291,6 +308,19 @@ def test_real_run_with_a_vertical_inversion(tmp_path):
         assert missing in words or missing == "no error budget"
     assert (folder / "figures" / "profile-vertical-K-z.svg").is_file()
     assert "The value lies low because of the selection." in words
+
+
+def test_halo_fits_show_priors_and_what_was_learned(tmp_path):
+    page = build(write_vertical_run(tmp_path / "real")).read_text()
+    part = page[page.index('<section id="halo">') :]
+    part = part[: part.index("</section>")]
+    assert "0.0102 ± 0.0021" in part
+    assert "no prior" in part
+    assert "prior 1.00 ± 0.50" in part
+    assert "19 % learned" in part
+    assert "truth 0.0105" in part
+    assert "&lt;nfw&gt;" in part, "a broken fit stands as its name alone, escaped"
+    assert 'href="#halo"' in page
 
 
 def test_everything_from_files_is_escaped(tmp_path):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["table"]
 
-_SHOWN = ("a_R", "a_z", "K_z", "rho", "rho_dm", "rho_dm_average")
+_SHOWN = ("a_R", "a_z", "v_c", "K_z", "sigma", "rho", "rho_dm", "rho_dm_average")
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "none": ""}
 
 
@@ -56,7 +56,7 @@ def table(summary: dict[str, Any], places: int = 3) -> Table:
         result.add_column("pull", justify="right", no_wrap=True)
     for name in _SHOWN:
         named = [q for q in entries if q.get("name") == name]
-        for where in _places(named, places if name[0] in "aK" else 1):
+        for where in _places(named, places if name[0] == "a" else 1):
             here = {str(q.get("method")): q for q in named if q.get("where") == where}
             ordered = method_order(here)
             errors = [q["error"] for q in here.values() if finite(q.get("error")) and q["error"] > 0]

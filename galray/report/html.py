@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from galray.report import diagnostics, sections, style
+from galray.report.halo import halo_table
 from galray.report.run import RunFolder
 from galray.report.text import duration, finite, humanise, quantity_words, where_html
 
@@ -261,6 +262,7 @@ def _tables(run: RunFolder) -> dict[str, Any]:
         "published": sections.published_rows(run),
         "methods": sections.methods_used(run),
         "table": sections.method_table(run),
+        "halo": halo_table(run),
         "budget": sections.budget_rows(run),
         "budget_terms": list(
             dict.fromkeys(
@@ -288,6 +290,7 @@ _SECTIONS = [
     ("result", "Result", (), ""),
     ("budget", "Errors", ("budget_figures", "budget"), "No error budget."),
     ("inversions", "Inversions", ("table",), "No measured quantities."),
+    ("halo", "Halo", ("halo",), "No halo profiles: too few dark matter densities clear of the disc."),
     (
         "profiles",
         "Profiles",

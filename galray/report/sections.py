@@ -312,7 +312,7 @@ def method_table(run: RunFolder) -> dict[str, Any] | None:
         return None
     methods = method_order(q.get("method") for q in listed)
     keys = list(dict.fromkeys((str(q.get("name")), str(q.get("where") or "")) for q in listed))
-    order = ("a_R", "a_phi", "a_z", "K_z", "rho", "rho_dm", "rho_dm_average")
+    order = ("a_R", "a_phi", "a_z", "v_c", "K_z", "sigma", "rho", "rho_dm", "rho_dm_average", "rho_dm_sphere")
     rank = {name: i for i, name in enumerate(order)}
     keys.sort(key=lambda k: rank.get(k[0], len(rank)))  # stable: places keep the file's order
     rows, last = [], None

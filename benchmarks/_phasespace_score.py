@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from benchmarks import Bench
-from benchmarks._phasespace_common import BALL, PARTS, median_error, part, stars
+from benchmarks._phasespace_common import BALL, PARTS, mean, median_error, part, sphere, stars
+from benchmarks._phasespace_disc import measure_disc
+from benchmarks._phasespace_tails import measure_tails
 from galray.phasespace import ScoreSettings, build_model, objective
 from galray.phasespace.gradient_mlp import GradientMLP
 from galray.phasespace.mlp import DivergenceMLP
 from galray.provenance import content_hash
-from galray.training import TrainingSettings, fit, split
+from galray.training import ScoreTrainingSettings, TrainingSettings, fit, split
 
 __all__ = ["averaged", "errors", "measure", "task", "train_part"]
 
-MEMBERS = 6
+MEMBERS = 4
+VECTOR = {"form": "vector", "hidden": (64, 64, 64, 64)}
 
 
 def train_part(task: dict[str, Any]) -> dict[str, Any]:
@@ -46,9 +49,7 @@ def train_part(task: dict[str, Any]) -> dict[str, Any]:
     model = build_model("score", settings, BALL, w[train], seed=seed)
     built = time.process_time()
     start = model.score(held)
-    result = fit(
-        model, objective("score", settings), w[train].float(), w[other].float(), training, seed=seed
-    )
+    result = fit(model, objective("score", settings), w[train].float(), w[other].float(), training, seed=seed)
     seconds = time.process_time() - begin
     score, exact = model.score(held), truth.score(held)
     path = PARTS / "scores" / f"{content_hash(task)}.npy"
@@ -101,13 +102,64 @@ def task(
         "seed": seed,
         "half": half,
         "score": ScoreSettings.model_validate(score or {}).model_dump(mode="json"),
-        "training": TrainingSettings(**training).model_dump(mode="json"),
+        "training": ScoreTrainingSettings(**training).model_dump(mode="json"),
     }
 
 
 def measure(bench: Bench) -> None:
     """All rows of this group."""
     _step(bench)
+    _spheres(bench)
+    measure_tails(bench)
+    measure_disc(bench)
+
+
+def _spheres(bench: Bench) -> None:
+    """One network, several averaged, the free form and halves of the stars, on two spheres."""
+    count, epochs, realisations, members = (2**14, 6, 1, 2) if bench.quick else (2**17, 20, 3, MEMBERS)
+    whole = not bench.quick
+    for name in ("Plummer", "Hernquist"):
+        label = f"{name}, {count} stars"
+        options: dict[str, Any] = {"sphere": name, "epochs": epochs}
+        runs = [
+            [
+                part(bench, "score", task(count, r, 1000 * r + m, **options), train_part)
+                for m in range(members)
+            ]
+            for r in range(realisations)
+        ]
+        exact = [sphere(name).score(stars(count, 100 + r, name)[2]) for r in range(realisations)]
+        flat = [one for run in runs for one in run]
+        spent = mean([one["cpu_seconds"] for one in flat])
+        of_plummer = name == "Plummer"
+        bench.row(
+            f"{label}: one score network",
+            mean([one["error"] for one in flat]),
+            bar=0.09 if whole and of_plummer else None,
+            peer="31 % one spline flow, 11 CPU-min" if of_plummer else "",
+            cpu_seconds=spent,
+        )
+        bench.row(
+            f"{label}: {members} score networks averaged",
+            mean([median_error(averaged(run), s) for run, s in zip(runs, exact, strict=True)]),
+            bar=0.07 if whole and of_plummer else None,
+            peer="8.6 % sixteen flows, 3 CPU-h" if of_plummer else "",
+            cpu_seconds=members * spent,
+        )
+        halves = [
+            part(bench, "score", task(count, 0, 50 + h, half=h, **options), train_part) for h in range(2)
+        ]
+        bench.row(
+            f"{label}: score networks of two halves of the stars averaged",
+            median_error(averaged(halves), exact[0]),
+            peer="10 % two half-data networks, 9 CPU-min" if of_plummer else "",
+            cpu_seconds=sum(one["cpu_seconds"] for one in halves),
+        )
+        if of_plummer:
+            vector = part(bench, "score", task(count, 0, 0, score=VECTOR, **options), train_part)
+            bench.row(
+                f"{label}: one score network, vector form", vector["error"], cpu_seconds=vector["cpu_seconds"]
+            )
 
 
 def _step(bench: Bench) -> None:

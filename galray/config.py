@@ -28,7 +28,7 @@ from galray.provenance import content_hash
 from galray.results import PlacesSettings
 from galray.settings import Settings
 from galray.tracking import TrackingSettings
-from galray.training import TrainingSettings
+from galray.training import ScoreTrainingSettings, TrainingSettings
 
 __all__ = [
     "MockSettings",
@@ -57,7 +57,7 @@ class TrainingSection(Settings):
     """How each family of models is trained."""
 
     flow: TrainingSettings = TrainingSettings()
-    score: TrainingSettings = TrainingSettings()
+    score: ScoreTrainingSettings = ScoreTrainingSettings()
 
 
 class VerticalSection(VerticalSettings):

@@ -68,8 +68,8 @@ class BaseSettings(Settings):
     """Hidden widths of the two networks of position."""
     noise_ratio: int = Field(default=3, ge=1)
     """Reference positions per star in the fit of n(x): more make it less noisy and dearer."""
-    star_passes: float = Field(default=2e6, gt=0)
-    """Stars shown to each of the two fits, repetitions counted."""
+    star_passes: float = Field(default=5e5, gt=0)
+    """Stars shown to each of the two fits, repetitions counted. More cost more, and learn stars by heart."""
     batch_size: int = Field(default=1024, ge=1)
     """Stars per step of the fits."""
     learning_rate: float = Field(default=1e-2, gt=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from galray.training.settings import TrainingSettings
+from galray.training.settings import ScoreTrainingSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from galray.phasespace.objectives import Objective, objective
@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from galray.training.distributed import fit_distributed
     from galray.training.loop import TrainingResult, fit
 
-__all__ = ["Objective", "TrainingResult", "TrainingSettings", "fit", "fit_distributed", "objective", "split"]
+__all__ = [
+    "Objective",
+    "ScoreTrainingSettings",
+    "TrainingResult",
+    "TrainingSettings",
+    "fit",
+    "fit_distributed",
+    "objective",
+    "split",
+]
 
 # torch is imported with what needs it, Ray with `fit_distributed` alone
 _HOMES = {

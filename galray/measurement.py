@@ -134,7 +134,14 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
 
     if settings.max_workers > 1:
         result = training.fit_distributed(
-            family, model, train, validation, settings, seed=seed, storage=target / "checkpoint"
+            family,
+            model,
+            train,
+            validation,
+            settings,
+            seed=seed,
+            storage=target / "checkpoint",
+            curve=target / "curve.json",
         )
     else:
         result = training.fit(

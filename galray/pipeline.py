@@ -311,7 +311,7 @@ class Pipeline:
             store: The run's shards.
             only: Train just the base member of this family.
         """
-        from galray.ensemble import run_members
+        from galray.ensemble import MemberStore, run_members
         from galray.measurement import require_stars
 
         specs = [spec for spec in self._design(store) if spec.family != "moments"]
@@ -343,6 +343,10 @@ class Pipeline:
                     if self.tracker is not None:
                         self.tracker.member(spec, outcome)
 
+                if self.tracker is not None:
+                    members = MemberStore(self.folder / "members")
+                    for spec in specs:
+                        self.tracker.follow(spec, members.work_path(spec))
                 outcomes[:] = run_members(
                     specs,
                     "galray.measurement:run_member",

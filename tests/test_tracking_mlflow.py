@@ -112,6 +112,33 @@ def test_a_run_is_recorded_whole_and_goes_on_in_the_same_mlflow_run(tmp_path):
     assert _rows(database, f"select count(*) from metrics where run_uuid = '{first}'") == [(30 * 3 + 3,)]
 
 
+def test_a_curve_is_recorded_while_the_member_trains(tmp_path):
+    folder = tmp_path / "runs" / "live"
+    specs, outcomes = _members(folder, 2)
+    database = tmp_path / "runs" / "mlflow.db"
+    work = folder / "members" / "000.tmp"
+    work.mkdir()
+    curve = [{"epoch": e, "train": 1.0 - e, "memory_gb": 0.5, "seconds": e + 1.0} for e in range(6)]
+    steps = "select step from metrics where key = 'memory_gb' order by step"
+
+    with Tracker(TrackingSettings(), folder, "live") as tracker:
+        tracker.follow(specs[0], work)
+        tracker.follow(specs[1], folder / "members" / "001.tmp")  # never gets so far as an epoch
+        (work / "curve.json").write_text(json.dumps(curve[:2]))
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not (database.exists() and specs[0].name in _statuses(database)):
+            time.sleep(0.2)
+        while time.monotonic() < until and len(_rows(database, steps)) < 2:
+            time.sleep(0.2)
+        assert _rows(database, steps) == [(0,), (1,)]
+        assert _statuses(database) == {"live": "RUNNING", specs[0].name: "RUNNING"}
+        # The member ends: the rest of its curve follows, nothing twice.
+        (outcomes[0].folder / "curve.json").write_text(json.dumps(curve))
+        tracker.member(specs[0], outcomes[0])
+    assert _rows(database, steps) == [(e,) for e in range(6)]
+    assert _statuses(database) == {"live": "FINISHED", specs[0].name: "FINISHED"}
+
+
 def test_switched_off_writes_nothing(tmp_path):
     with Tracker(TrackingSettings(enabled=False), tmp_path / "run") as tracker:
         tracker.metrics({"a": 1.0})

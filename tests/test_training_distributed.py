@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -31,8 +33,17 @@ def test_local_mode_equals_the_bare_loop(tmp_path):
     expected, bare = alone()
     model = build_model("score", MODEL, BALL, stars(), seed=1)
     result = fit_distributed(
-        "score", model, stars(), stars(300, 1), SETTINGS, seed=3, storage=tmp_path, local=True
+        "score",
+        model,
+        stars(),
+        stars(300, 1),
+        SETTINGS,
+        seed=3,
+        storage=tmp_path,
+        curve=tmp_path / "curve.json",
+        local=True,
     )
+    assert json.loads((tmp_path / "curve.json").read_text()) == result.curve
     assert [r["validation"] for r in result.curve] == [r["validation"] for r in bare.curve]
     assert torch.equal(model.score(stars(10, 2)), expected.score(stars(10, 2)))
 

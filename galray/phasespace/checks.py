@@ -130,13 +130,17 @@ class _SeenStars:
         self.ball = model.ball
         self._score = model.score if hasattr(model, "score") else model.conditional_score
         self._selection = selection
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def score(self, w: Tensor) -> Tensor:
-        """The score at w (n, 6)."""
+        """The score at w (n, 6); that of the same stars again is not computed again."""
+        if self._last is not None and self._last[0] is w:
+            return self._last[1]
         s: Tensor = self._score(w)
-        if self._selection is None:
-            return s
-        return s + nn.functional.pad(self._selection.log_and_gradient(w[:, :3])[1], (0, 3))
+        if self._selection is not None:
+            s = s + nn.functional.pad(self._selection.log_and_gradient(w[:, :3])[1], (0, 3))
+        self._last = (w, s)
+        return s
 
 
 def run_checks(

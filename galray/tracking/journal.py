@@ -89,6 +89,7 @@ class State:
         parent_open: Whether the run is still marked as running.
         members: MLflow's run ids by member id.
         ended: Status of the members that ended, by member id.
+        epochs: Last epoch of each member's curve that was taken in, by member id.
         refused: Entries that MLflow refused so far.
         error: The last error, empty when all is well.
     """
@@ -99,6 +100,7 @@ class State:
     parent_open: bool = False
     members: dict[str, str] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
     refused: int = 0
     error: str = ""
 
@@ -142,6 +144,15 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             if not math.isinf(number):
                 result[metric_name(name)] = number
     return result
+
+
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """Read a training curve; an empty one when the member has none (or a broken one)."""
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return [numbers(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def metric_name(name: str) -> str:

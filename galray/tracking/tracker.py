@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import logging
 import os
 import subprocess
@@ -18,7 +17,7 @@ from typing import IO, Any
 import galray
 from galray.ensemble import MemberOutcome, MemberSpec
 from galray.errors import GalrayWarning
-from galray.tracking.journal import Journal, State, flatten, numbers
+from galray.tracking.journal import Journal, State, flatten, numbers, read_curve
 from galray.tracking.settings import TrackingSettings
 
 __all__ = ["Tracker"]
@@ -106,8 +105,23 @@ class Tracker:
         """
         self._say("artifact", path=str(Path(path).absolute()), folder=folder)
 
+    def follow(self, spec: MemberSpec, folder: Path | str) -> None:
+        """Record a member's curve while it trains, epoch by epoch, from the file that it is written to.
+
+        Arguments:
+            spec: The member.
+            folder: Its work folder, in which `curve.json` is or will be.
+        """
+        self._say(
+            "follow",
+            id=spec.id,
+            name=spec.name,
+            tags=spec.tags,
+            curve=str(Path(folder).absolute() / "curve.json"),
+        )
+
     def member(self, spec: MemberSpec, outcome: MemberOutcome) -> None:
-        """Record a member that ended: its tags, its whole curve in one batch, its numbers and weights.
+        """Record a member that ended: its tags, what is left of its curve, its numbers and weights.
 
         The curve is `curve.json` in the member's folder, a list of dictionaries with an `epoch` each.
         A member that an earlier start has recorded is not recorded again.
@@ -125,7 +139,7 @@ class Tracker:
             name=spec.name,
             tags=spec.tags | ({"galray.error": outcome.error[:5000]} if outcome.error else {}),
             params=flatten(spec.to_dict()),
-            curve=_read_curve(outcome.folder / "curve.json"),
+            curve=read_curve(outcome.folder / "curve.json"),
             metrics=numbers(outcome.result) | {"seconds": outcome.seconds},
             artifacts=[str(path) for path in files if path.exists()],
             status="FINISHED" if outcome.finished else "FAILED",
@@ -230,12 +244,3 @@ class Tracker:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, start_new_session=True
             )
-
-
-def _read_curve(path: Path) -> list[dict[str, float]]:
-    """Read a training curve; an empty one when the member has none (or a broken one)."""
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return []
-    return [numbers(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

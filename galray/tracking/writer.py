@@ -19,12 +19,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from galray.tracking.journal import Journal, State, metric_name
+from galray.tracking.journal import Journal, State, metric_name, read_curve
 
 __all__ = ["Recorder", "main"]
 
 _BATCH = 1000
 _PARAM_BATCH = 100
+_WATCH_SECONDS = 2.0
+"""How often the curves of members in training are looked at."""
 
 
 class Recorder:
@@ -37,6 +39,8 @@ class Recorder:
     def __init__(self, state: State) -> None:
         self.state = state
         self._client: Any = None
+        self._followed: dict[str, dict[str, Any]] = {}
+        self._looked = 0.0
 
     @property
     def ready(self) -> bool:
@@ -51,9 +55,32 @@ class Recorder:
         """
         getattr(self, f"_{entry['op']}")(entry)
 
+    def watch(self) -> None:
+        """Take in the epochs that members have finished since the last look, in one batch each."""
+        if not self.ready or time.monotonic() - self._looked < _WATCH_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for identity, entry in self._followed.items():
+            last = self.state.epochs.get(identity, -1)
+            new = [row for row in read_curve(Path(entry["curve"])) if row.get("epoch", -1) > last]
+            if not new or identity in self.state.ended:
+                continue
+            # A row knows the seconds since its training began, and the last of them was just now.
+            begin = 1000.0 * (time.time() - new[-1].get("seconds", 0.0))
+            run_id = self._child(identity, entry["name"], entry["tags"], int(begin))
+            rows, step = self._curve(identity, new, begin)
+            self._write(run_id, metrics=rows)
+            self.state.epochs[identity] = step
+
     def end(self, status: str, when: int | None = None) -> None:
-        """End the run if it is still open."""
-        if self._client is not None and self.state.parent and self.state.parent_open:
+        """End the run if it is still open, and members that did not say how they ended."""
+        if self._client is None:
+            return
+        for identity, run_id in self.state.members.items():
+            if identity not in self.state.ended:
+                self._client.set_terminated(run_id, "FAILED", end_time=when)
+                self.state.ended[identity] = "FAILED"
+        if self.state.parent and self.state.parent_open:
             self._client.set_terminated(self.state.parent, status, end_time=when)
             self.state.parent_open = False
 
@@ -67,7 +94,7 @@ class Recorder:
         tags = {"mlflow.user": _user(), "mlflow.source.name": "galray"} | entry["tags"]
         if self.state.parent and not self._alive(self.state.parent):
             # The store was changed or cleared: start over there, members and all.
-            self.state.parent, self.state.members, self.state.ended = "", {}, {}
+            self.state.parent, self.state.members, self.state.ended, self.state.epochs = "", {}, {}, {}
         if self.state.parent:
             self._client.update_run(self.state.parent, status="RUNNING")
             tags["galray.resumed"] = "true"
@@ -93,27 +120,53 @@ class Recorder:
     def _artifact(self, entry: dict[str, Any]) -> None:
         self._store(self.state.parent, entry["path"], entry["folder"])
 
+    def _follow(self, entry: dict[str, Any]) -> None:
+        if self.state.ended.get(entry["id"]) != "FINISHED":
+            self.state.ended.pop(entry["id"], None)  # it failed before, and is tried again
+            self._followed[entry["id"]] = entry
+
+    def _child(self, identity: str, name: str, tags: dict[str, str], start: int) -> str:
+        """MLflow's id of a member, which is created where there is none."""
+        run_id = self.state.members.get(identity)
+        if run_id is None or not self._alive(run_id):
+            tags = {"mlflow.parentRunId": self.state.parent, "mlflow.user": _user(), **tags}
+            run = self._client.create_run(self.state.experiment, start_time=start, tags=tags, run_name=name)
+            run_id = self.state.members[identity] = run.info.run_id
+            self.state.epochs.pop(identity, None)
+        return run_id
+
+    def _curve(
+        self, identity: str, curve: list[dict[str, float]], start: float
+    ) -> tuple[list[tuple[str, float, int, int]], int]:
+        """Rows of a curve beyond those taken in, as MLflow's metrics, and the last step.
+
+        Arguments:
+            identity: The member.
+            curve: Its rows.
+            start: When its training began, in milliseconds.
+        """
+        rows: list[tuple[str, float, int, int]] = []
+        known = self.state.epochs.get(identity, -1)
+        step = max(known, 0)
+        for point in curve:
+            step = int(point.get("epoch", step + 1))
+            if step > known:
+                clock = int(start + 1000.0 * point.get("seconds", 0.0))
+                rows += [(metric_name(k), v, clock, step) for k, v in point.items() if k != "epoch"]
+        return rows, max(step, known)
+
     def _member(self, entry: dict[str, Any]) -> None:
         identity = entry["id"]
+        self._followed.pop(identity, None)
         if self.state.ended.get(identity) == "FINISHED":
             return
         end, start = entry["time"], entry["time"] - int(1000 * entry["seconds"])
-        tags = {"mlflow.parentRunId": self.state.parent, "mlflow.user": _user(), **entry["tags"]}
-        run_id = self.state.members.get(identity)
-        if run_id is None or not self._alive(run_id):
-            run = self._client.create_run(
-                self.state.experiment, start_time=start, tags=tags, run_name=entry["name"]
-            )
-            run_id = self.state.members[identity] = run.info.run_id
+        run_id = self._child(identity, entry["name"], entry["tags"], start)
         status = "FAILED"
         try:
-            rows, clock, step = [], float(start), 0
-            for point in entry["curve"]:
-                step = int(point.pop("epoch", step + 1))
-                clock = start + 1000.0 * point.get("seconds", 0.0)  # seconds since the training began
-                rows += [(metric_name(key), value, int(clock), step) for key, value in point.items()]
+            rows, step = self._curve(identity, entry["curve"], float(start))
             rows += [(f"final.{key}", value, end, step) for key, value in entry["metrics"].items()]
-            self._write(run_id, metrics=rows, params=entry["params"], tags=tags)
+            self._write(run_id, metrics=rows, params=entry["params"], tags=entry["tags"])
             for path in entry["artifacts"]:
                 self._store(run_id, path, Path(path).name if Path(path).is_dir() else "")
             status = entry["status"]
@@ -193,6 +246,8 @@ def main(folder: str) -> int:
             # Look at the driver before the journal: what it said before its end is then read.
             gone = gone or _driver_gone()
             closed = _drain(journal, recorder)
+            if not closed:
+                _look(recorder)
             if not recorder.ready and state.error:
                 state.save(journal)
                 return 3
@@ -205,6 +260,15 @@ def main(folder: str) -> int:
                 state.error = _brief(error)
         state.save(journal)
         return 1 if state.error else 0
+
+
+def _look(recorder: Recorder) -> None:
+    """Follow the curves; what MLflow refuses now comes with the member's end."""
+    try:
+        recorder.watch()
+    except Exception as error:
+        traceback.print_exc()
+        recorder.state.error = f"follow: {_brief(error)}"
 
 
 def _drain(journal: Journal, recorder: Recorder) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from galray.errors import GalrayError
 from galray.phasespace.objectives import objective
+from galray.provenance import write_atomic
 from galray.training.batches import Stripes
 from galray.training.communication import ProcessGroup
 from galray.training.loop import TrainingResult, fit
@@ -24,6 +25,17 @@ __all__ = ["fit_distributed"]
 def _load_states(paths: list[Path]) -> Tensor:
     """States of .npy files, in order: shape (n, 6)."""
     return torch.from_numpy(np.concatenate([np.load(p, allow_pickle=False) for p in paths]))
+
+
+class _CurveFile:
+    """Writes every epoch's row to a file; epochs that are done again after a kill replace the first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        rows = json.loads(self.path.read_text()) if self.path.is_file() else []
+        write_atomic(self.path, [r for r in rows if r["epoch"] < row["epoch"]] + [row])
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -46,6 +58,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     group = ProcessGroup()
     model = load_model(folder / "initial")
     mine = Stripes.share(config["stripes"], group.rank, group.world_size)
+    curve = _CurveFile(Path(config["curve"])) if config["curve"] and group.rank == 0 else None
     result = fit(
         model,
         objective(config["kind"], model.settings),
@@ -54,6 +67,7 @@ def _train_loop(config: dict[str, Any]) -> None:
         settings,
         seed=config["seed"],
         checkpoint_dir=folder,
+        on_epoch=curve,
         communicator=group,
         dealt=config["stars"],
     )
@@ -73,6 +87,7 @@ def fit_distributed(
     seed: int,
     storage: str | Path,
     name: str = "training",
+    curve: str | Path | None = None,
     max_failures: int = 2,
     local: bool = False,
 ) -> TrainingResult:
@@ -95,6 +110,7 @@ def fit_distributed(
         seed: Of the batches.
         storage: Folder that all workers reach: stars, checkpoints and the result.
         name: Name of the training inside `storage`.
+        curve: File for the rows of the curve, written anew after every epoch; its folder must exist.
         max_failures: Restarts of the worker group.
         local: Run in this process, without Ray processes (one rank).
 
@@ -114,6 +130,7 @@ def fit_distributed(
         "settings": settings.model_dump(mode="json") | {"device": "cuda" if gpu else "cpu"},
         "seed": seed,
         "folder": str(folder),
+        "curve": str(Path(curve).resolve()) if curve is not None else None,
         "stars": len(train),
         "stripes": _deal(folder, model, train, validation, settings),
     }

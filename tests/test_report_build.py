@@ -169,8 +169,8 @@ def parse(folder: Path) -> _Page:
 def test_page_is_complete_and_figures_are_saved(mock_run):
     page = parse(mock_run)
     sections = {
-        "result", "budget", "inversions", "profiles", "maps", "stars", "training", "equilibrium", "checks",
-        "catalogue", "members", "provenance",
+        "result", "budget", "inversions", "halo", "profiles", "maps", "stars", "training", "equilibrium",
+        "checks", "catalogue", "members", "provenance",
     }  # fmt: skip
     assert sections <= set(page.ids)
     saved = {p.stem for p in (mock_run / "figures").glob("*.svg")}

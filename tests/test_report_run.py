@@ -124,6 +124,18 @@ def write_run(
             "galray": "0.1.0", "git": "d60a110c0ffee1234567", "config_hash": "9f2c66ab01d4e5f6",
         },
         "headline": headline, "quantities": quantities, "budget": budget, "catalog": _catalog(),
+        "halo": [
+            {
+                "method": "combined", "profile": "nfw", "chi2": 20.1, "dof": 25.3, "positions": 27,
+                "parameters": [
+                    {
+                        "parameter": "density", "symbol": "ρ(R₀)", "value": 0.0102, "error": 0.0021,
+                        "unit": "solMass / pc3", "prior": None, "prior_error": None, "learned": 1.0,
+                        "truth": 0.0105,
+                    },
+                ],
+            },
+        ],
         "equilibrium": {
             "verdict": "The stars are consistent with a steady state: mean residual 1.4 ± 1.1 % of a_R,"
             " north and south agree (χ² = 11.2 for 12).",

@@ -1,13 +1,15 @@
 """Training on several ranks, under Ray Train, killed, in other arithmetic; and a plan for many GPUs.
 
-On CPUs a rank's cost is its own CPU time, which other users of the machine do not change, and what an
-all-reduce takes is measured apart, as the tenth percentile of many: a rank that has a core of its own needs
-the sum of both for an epoch. What the clock said stands beside it. On a GPU, where the machine has one, the
-same rows are measured by the clock.
+On CPUs a rank's cost is its own CPU time, and what an all-reduce takes is measured apart: a rank that has a
+core of its own needs the sum of both for an epoch. Both are the least of many short epochs and of many
+all-reduces, because whoever else computes on the machine slows memory and caches, and never the other way;
+one rank alone and many together are measured by turns in the same processes. What the clock said stands
+beside it. On a GPU, where the machine has one, the same rows are measured by the clock.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -25,7 +27,7 @@ from benchmarks import Bench
 from benchmarks._phasespace_common import BALL, part, stars
 from galray.phasespace import FlowSettings, ScoreSettings, build_model, objective
 from galray.training import TrainingSettings, fit
-from galray.training.communication import ProcessGroup
+from galray.training.communication import Alone, ProcessGroup
 
 __all__ = ["measure"]
 
@@ -36,54 +38,59 @@ MODELS: dict[str, Any] = {"score": ScoreSettings(), "flow": FlowSettings()}
 
 def measure(bench: Bench) -> None:
     """All rows of the group."""
-    count, epochs = (2**13, 3) if bench.quick else (2**15, 6)
+    count, epochs = (2**13, 4) if bench.quick else (2**14, 8)
+    _plan(bench)
+    _ray_overhead(bench, count, epochs)
+    _kills(bench)
     for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
         for kind in MODELS:
             _scaling(bench, kind, device, count, epochs)
         _arithmetic(bench, device, count)
-    _ray_overhead(bench, count, epochs)
-    _kills(bench)
-    _plan(bench)
 
 
 # -- several ranks ---------------------------------------------------------------------------------------
 
 
 def _rank(rank: int, world_size: int, task: dict[str, Any], folder: str) -> None:
-    """One rank in a process of its own; writes its curve and the cost of an all-reduce."""
+    """One rank in a process of its own: trains the whole alone and its share with the others, by turns."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     cuda = task["device"] == "cuda"
     if cuda:
         torch.cuda.set_device(rank)
-    if world_size > 1:
-        dist.init_process_group(
-            "nccl" if cuda else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
-        )
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
+    )
     group = ProcessGroup()
     _, w, held = stars(task["stars"], SEED)
-    model = build_model(task["kind"], MODELS[task["kind"]], BALL, w[:4096], seed=SEED)
+    w, held = w.float(), held[:2048].float()
+    untrained = build_model(task["kind"], MODELS[task["kind"]], BALL, w[:4096], seed=SEED)
     settings = TrainingSettings(epochs=task["epochs"], batch_size=BATCH, device=task["device"])
-    goal = objective(task["kind"], model.settings)
-    result = fit(model, goal, w.float(), held[:2048].float(), settings, seed=SEED, communicator=group)
-    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    flat = torch.zeros(size, device=task["device"])
+    goal = objective(task["kind"], untrained.settings)
+    curves: dict[str, list[list[dict[str, Any]]]] = {"alone": [], "shared": []}
+    for _ in range(task["rounds"]):
+        for how, comm in (("alone", Alone()), ("shared", group)):
+            dist.barrier()
+            model = copy.deepcopy(untrained)
+            curve = fit(model, goal, w, held, settings, seed=SEED, communicator=comm).curve
+            curves[how].append(curve)
+    flat = torch.zeros(
+        sum(p.numel() for p in untrained.parameters() if p.requires_grad), device=task["device"]
+    )
     times = []
-    for _ in range(200 if world_size > 1 else 0):
+    for _ in range(200):
         begin = time.perf_counter()
         group.average_(flat)
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-    found = {"curve": result.curve, "all_reduce": sorted(times)[len(times) // 10] if times else 0.0}
-    Path(folder, f"{rank}.json").write_text(json.dumps({**found, "weights": size}))
-    if world_size > 1:
-        dist.destroy_process_group()
+    Path(folder, f"{rank}.json").write_text(json.dumps({"curves": curves, "all_reduce": min(times)}))
+    dist.destroy_process_group()
 
 
 def _ranks(task: dict[str, Any]) -> dict[str, Any]:
-    """Train on so many ranks at once; what each measured."""
+    """So many ranks at once: stars per second alone and together, cost of all-reduce, difference of curves."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         count = task["ranks"]
@@ -93,68 +100,68 @@ def _ranks(task: dict[str, Any]) -> dict[str, Any]:
         for process in processes:
             process.join()
         ranks = [json.loads(Path(folder, f"{r}.json").read_text()) for r in range(count)]
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    rows = {
+        how: [[row for curve in r["curves"][how] for row in curve[1:]] for r in ranks]
+        for how in ("alone", "shared")
+    }
+    sums = max(r["all_reduce"] for r in ranks) * (task["stars"] // BATCH)
+    clock = {h: statistics.median(row["stars_per_second"] for row in rows[h][0]) for h in rows}
+    if task["device"] == "cuda":
+        best = {h: max(row["stars_per_second"] for row in rows[h][0]) for h in rows}
+    else:
+        least = {h: [min(row["cpu_seconds"] for row in of_rank) for of_rank in rows[h]] for h in rows}
+        best = {
+            "alone": task["stars"] / statistics.median(least["alone"]),
+            "shared": task["stars"] / (max(least["shared"]) + sums),
+        }
+    figures = [
+        [row[key] for row in ranks[0]["curves"][how][0] for key in ("train", "validation")]
+        for how in ("shared", "alone")
+    ]
     return {
-        "ranks": ranks,
-        "load": load,
-        "cpu_seconds": sum(_total(r["curve"], "cpu_seconds") for r in ranks),
+        "alone": best["alone"],
+        "shared": best["shared"],
+        "clock": clock["shared"] / clock["alone"],
+        "sums": sums * best["shared"] / task["stars"],
+        "waiting": sum(row["all_reduce_seconds"] for row in rows["shared"][0])
+        * clock["shared"]
+        / task["stars"]
+        / len(rows["shared"][0]),
+        "difference": max(abs(a - b) / abs(b) for a, b in zip(*figures, strict=True)),
+        "load": os.getloadavg()[0] / (os.cpu_count() or 1),
+        "cpu_seconds": sum(row["cpu_seconds"] for h in rows for of_rank in rows[h] for row in of_rank),
     }
 
 
-def _total(curve: list[dict[str, Any]], key: str) -> float:
-    return sum(float(row[key]) for row in curve)
-
-
-def _epoch(found: dict[str, Any], device: str, count: int) -> tuple[float, float]:
-    """Seconds of an epoch's steps when every rank has a core or a GPU of its own; of all-reduce in it."""
-    ranks = found["ranks"]
-    sums = max(r["all_reduce"] for r in ranks) * (count // BATCH)
-    if device == "cuda":
-        return min(count / row["stars_per_second"] for row in ranks[0]["curve"][1:]), sums
-    return max(min(row["cpu_seconds"] for row in r["curve"][1:]) for r in ranks) + sums, sums
-
-
 def _scaling(bench: Bench, kind: str, device: str, count: int, epochs: int) -> None:
-    worlds = [1, 2, 4] if device == "cpu" else [n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()]
+    worlds = [2, 4] if device == "cpu" else [n for n in (2, 4, 8) if n <= torch.cuda.device_count()]
     label = f"training, {kind}, {count} stars, batch {BATCH}, {device}"
-    first: dict[str, Any] = {}
-    alone = 0.0
     for world in worlds:
-        task = {"kind": kind, "device": device, "stars": count, "epochs": epochs, "ranks": world}
+        task = {
+            "kind": kind, "device": device, "stars": count, "epochs": epochs, "ranks": world, "rounds": 2,
+        }  # fmt: skip
         found = part(bench, "ranks", task, _ranks)
-        seconds, sums = _epoch(found, device, count)
         cost = found["cpu_seconds"]
-        if world == 1:
-            first, alone = found, seconds
-            bench.row(f"{label}: 1 rank", count / seconds, "stars/s", cpu_seconds=cost)
-            continue
+        if world == 2:
+            bench.row(f"{label}: 1 rank", found["alone"], "stars/s", cpu_seconds=cost)
+        ratio = found["shared"] / found["alone"]
         bench.row(
             f"{label}: {world} ranks, times the stars/s of 1",
-            alone / seconds,
-            "",
+            ratio,
             bar=1.6 if world == 2 and device == "cpu" and not bench.quick else None,
             at_least=True,
-            peer=f"efficiency {alone / seconds / world:.2f}; all-reduce {100 * sums / seconds:.1f} % of it",
+            peer=f"efficiency {ratio / world:.2f}; all-reduce {100 * found['sums']:.1f} % of the time",
             cpu_seconds=cost,
         )
-        clock = [
-            statistics.median(r["stars_per_second"] for r in f["ranks"][0]["curve"]) for f in (found, first)
-        ]
-        waited = _total(found["ranks"][0]["curve"], "all_reduce_seconds") / epochs
         bench.row(
             f"{label}: {world} ranks, times the stars/s of 1, by the clock",
-            clock[0] / clock[1],
-            peer=f"{waited:.2f} s of an epoch in all-reduce and waiting; load {found['load']:.1f} a core",
+            found["clock"],
+            peer=f"{100 * found['waiting']:.0f} % in all-reduce and waiting; load {found['load']:.1f} a core",
             cpu_seconds=cost,
         )
-        curves = [
-            [row[k] for row in f["ranks"][0]["curve"] for k in ("train", "validation")]
-            for f in (found, first)
-        ]
-        difference = max(abs(a - b) / abs(b) for a, b in zip(*curves, strict=True))
         bench.row(
             f"{label}: {world} ranks, largest relative difference of the curve from 1",
-            difference,
+            found["difference"],
             bar=2e-4,
             cpu_seconds=cost,
         )
@@ -188,7 +195,7 @@ def _steps(task: dict[str, Any]) -> dict[str, Any]:
     option = {key: task[key] for key in ("precision", "compile") if key in task}
     _, w, held = stars(task["stars"], SEED)
     model = build_model(task["kind"], MODELS[task["kind"]], BALL, w[:4096], seed=SEED)
-    settings = TrainingSettings(epochs=4, batch_size=BATCH, device=task["device"], **option)
+    settings = TrainingSettings(epochs=12, batch_size=BATCH, device=task["device"], **option)
     goal = objective(task["kind"], model.settings)
     curve = fit(model, goal, w.float(), held[:2048].float(), settings, seed=SEED).curve
     if task["device"] == "cuda":
@@ -202,7 +209,7 @@ def _steps(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ray_overhead(bench: Bench, count: int, epochs: int) -> None:
-    found = part(bench, "ray", {"stars": count, "epochs": 2 * epochs}, _under_ray)
+    found = part(bench, "ray", {"stars": count, "epochs": 3 * epochs}, _under_ray)
     for what, bar in (("CPU time", None if bench.quick else 1.05), ("clock", None)):
         key = "cpu" if what == "CPU time" else "clock"
         bench.row(

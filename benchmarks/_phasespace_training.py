@@ -90,7 +90,7 @@ def _rank(rank: int, world_size: int, task: dict[str, Any], folder: str) -> None
 
 
 def _ranks(task: dict[str, Any]) -> dict[str, Any]:
-    """So many ranks at once: stars per second alone and together, cost of all-reduce, difference of curves."""
+    """So many ranks at once: stars per second alone and together, cost of all-reduce, curves compared."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         count = task["ranks"]

@@ -202,6 +202,13 @@ def test_a_model_that_fails_its_checks_is_flagged_in_plain_words(mock_run):
 
     run = RunFolder(mock_run, {"checks": {"score": {"E[s_vx]": {"value": 0.0, "error": 0.1, "ok": True}}}})
     assert diagnostics.check_warnings(diagnostics.checks(run)) == []
+    row = {"value": 0.4, "error": 0.01, "expected": 0.0, "allowed": 0.33, "ok": False}
+    pair = RunFolder(mock_run, {"checks": {"flow and score": {"difference of the scores": row}}})
+    (sentence,) = diagnostics.check_warnings(diagnostics.checks(pair))
+    assert sentence == (
+        "flow and score: median relative difference of the two scores on stars neither has seen: "
+        "0.400 ± 0.010 instead of 0 ± 0.33. At least one of the two models is wrong."
+    )
 
 
 def test_nothing_is_loaded_from_outside(mock_run):

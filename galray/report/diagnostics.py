@@ -106,7 +106,11 @@ def check_warnings(sections: Sequence[dict[str, Any]]) -> list[str]:
     found = []
     for section in sections:
         failed = len(section["failed"])
-        if failed:
+        if failed and " and " in section["family"]:
+            found.append(
+                f"{section['label']}: {section['failed'][0]}. At least one of the two models is wrong."
+            )
+        elif failed:
             judged = sum(row["level"] != "none" for row in section["rows"])
             found.append(
                 f"{section['label']}: the model of the stars fails {failed} of {judged} checks that need no "

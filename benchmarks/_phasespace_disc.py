@@ -17,7 +17,7 @@ from galray.mocks import MilkyWay, MilkyWaySettings
 from galray.phasespace import Ball, ScoreSettings, build_model, objective
 from galray.training import ScoreTrainingSettings, TrainingSettings, fit, split
 
-__all__ = ["measure_disc"]
+__all__ = ["measure"]
 
 RADIUS = 4.0  # kpc, of the ball of stars
 PLACES = 4096
@@ -87,7 +87,7 @@ def _meridional(x: Tensor, a: Tensor) -> Tensor:
     return torch.stack([(a[:, 0] * x[:, 0] + a[:, 1] * x[:, 1]) / radius, a[:, 2]], -1)
 
 
-def measure_disc(bench: Bench) -> None:
+def measure(bench: Bench) -> None:
     """Errors of gravity from the score, for the free form and the gradient form."""
     count, epochs = (2**14, 3) if bench.quick else (2**17, 10)
     for name, (score, training) in FORMS.items():

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from benchmarks import Bench
 from benchmarks._phasespace_common import BALL, PARTS, mean, median_error, part, sphere, stars
-from benchmarks._phasespace_disc import measure_disc
-from benchmarks._phasespace_tails import measure_tails
 from galray.phasespace import ScoreSettings, build_model, objective
 from galray.phasespace.gradient_mlp import GradientMLP
 from galray.phasespace.mlp import DivergenceMLP
@@ -110,8 +108,6 @@ def measure(bench: Bench) -> None:
     """All rows of this group."""
     _step(bench)
     _spheres(bench)
-    measure_tails(bench)
-    measure_disc(bench)
 
 
 def _spheres(bench: Bench) -> None:

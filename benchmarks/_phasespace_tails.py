@@ -14,7 +14,7 @@ from galray.phasespace import ScoreSettings, build_model, objective
 from galray.training import ScoreTrainingSettings, TrainingSettings, fit, split
 from galray.units import G
 
-__all__ = ["FastStars", "measure_tails"]
+__all__ = ["FastStars", "measure"]
 
 
 class FastStars:
@@ -91,7 +91,7 @@ def tails_part(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure_tails(bench: Bench) -> None:
+def measure(bench: Bench) -> None:
     """Errors of the slow and of the fast stars, for every remedy."""
     count, epochs = (2**13, 5) if bench.quick else (2**15, 15)
     for name, score in FORMS.items():

@@ -17,6 +17,8 @@ from benchmarks import Bench, main
 
 GROUPS = {
     "score": "benchmarks._phasespace_score",
+    "tails": "benchmarks._phasespace_tails",
+    "disc": "benchmarks._phasespace_disc",
     "scaling": "benchmarks._phasespace_scaling",
     "flow": "benchmarks._phasespace_flow",
     "noise": "benchmarks._phasespace_noise",

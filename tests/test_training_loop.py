@@ -115,6 +115,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             seed=4,
             checkpoint_dir=tmp_path,
         )
+    with pytest.raises(GalrayError, match="other settings, seed or stars"):  # as many, but others
+        fit(
+            model_of("flow"),
+            objective("flow"),
+            stars(),
+            stars(300, 2),
+            SETTINGS,
+            seed=3,
+            checkpoint_dir=tmp_path,
+        )
     (tmp_path / "checkpoint" / "state.json").write_text("{")
     with pytest.raises(GalrayError, match="cannot be read"):
         fit(

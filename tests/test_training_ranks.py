@@ -59,7 +59,7 @@ def losses(result):
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_give_the_curve_of_one(kind, ranks, monkeypatch):
     """Also three ranks, which take 3, 3 and 2 of the 8 stripes: what an elastic group may start with."""
-    monkeypatch.setattr("galray.phasespace.objectives._BASE_SAMPLE", 100)  # fewer than a rank's stars
+    monkeypatch.setattr("galray.phasespace.score_matching._BASE_SAMPLE", 100)  # fewer than a rank's stars
     expected = train(kind)
     found = as_ranks(ranks, lambda comm: train(kind, comm=comm))
     for result in found:

@@ -76,13 +76,16 @@ def _learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
     return settings.learning_rate * (0.5 * (1.0 + math.cos(math.pi * progress)) + 1e-4)
 
 
-def _fingerprint(settings: TrainingSettings, seed: int, objective: Objective, sizes: list[int]) -> str:
+def _fingerprint(
+    settings: TrainingSettings, seed: int, objective: Objective, count: int, validation: Tensor
+) -> str:
+    """A hash of what decides the curve; the held-out stars stand for all, since every rank has them."""
+    stars = hashlib.sha256(validation.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
     # These do not change what is computed, beyond rounding.
     free = {"workers", "device", "threads", "compile", "checkpoint_every"}
     fixed = settings.model_dump(exclude=free, mode="json")
-    return hashlib.sha256(repr((sorted(fixed.items()), seed, objective.name, sizes)).encode()).hexdigest()[
-        :16
-    ]
+    content = repr((sorted(fixed.items()), seed, objective.name, count, stars))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def fit(
@@ -174,7 +177,7 @@ def _fit(
     best = [p.detach().clone() for p in parameters]
     state = _State()
     checkpoint = Path(checkpoint_dir) / "checkpoint" if checkpoint_dir is not None else None
-    mark = _fingerprint(settings, seed, objective, [count, len(validation)])
+    mark = _fingerprint(settings, seed, objective, count, validation)
     if checkpoint is not None and (found := load_checkpoint(checkpoint)) is not None:
         tensors, saved = found
         if saved.pop("fingerprint") != mark:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         vertical_force,
     )
     from galray.gravity.jets import StarErrors, noise_corrected
+    from galray.gravity.masses import MassField
     from galray.gravity.moment_rotation import PatternSpeed
     from galray.gravity.moment_selection import Degeneracy, LogSelection
     from galray.gravity.moments import MomentResult, Moments, MomentSums
@@ -74,6 +75,7 @@ _HOMES = {
         "vertical_force",
     ),
     "jets": ("StarErrors", "noise_corrected"),
+    "masses": ("MassField",),
     "moment_rotation": ("PatternSpeed",),
     "moment_selection": ("Degeneracy", "LogSelection"),
     "moments": ("MomentResult", "MomentSums", "Moments"),
@@ -105,6 +107,7 @@ __all__ = [
     "LeastSquaresField",
     "LeastSquaresSettings",
     "LogSelection",
+    "MassField",
     "MeanField",
     "MomentResult",
     "MomentSums",

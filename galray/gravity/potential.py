@@ -1,9 +1,8 @@
-"""a = −∇Φ fitted to the score at the stars, Φ a spline plus a network.
+"""a = −∇Φ fitted to the score at the stars: Φ a spline or Gaussian masses, and a network on top of either.
 
-Every star gives one residual r(a) = v·sₓ + a(x)·sᵥ of the Boltzmann equation. Both forms solve an
-estimating equation E[z r | x] = 0, with z = −sᵥ (``plain``, the least squares of E[r²]) or with the
-instrument z(x, v) of `galray.gravity.instrument`, which noise in the score cannot bias. A linear system
-gives the spline; the network ψ then learns what the spline misses by following the pseudo-gradient of
+Every star gives one residual r(a) = v·sₓ + a(x)·sᵥ of the Boltzmann equation, and every form of
+`galray.gravity.equations` solves E[z r | x] = 0 with a z of its own. A linear system gives the spline, a
+non-negative one the masses; the network ψ then learns what they miss by following the pseudo-gradient of
 −⟨stopgrad(z r), a(x)⟩, whose expectation is E[z sᵥᵀ](a − a_true). Nothing is assumed about symmetry; a
 potential has no curl.
 
@@ -21,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
+from galray.gravity.equations import Equations, estimating_equations
 from galray.gravity.exports import Exportable
-from galray.gravity.instrument import VelocityMoments
+from galray.gravity.masses import MassField, fit_masses
 from galray.gravity.region import Region, as_positions, as_region
 from galray.gravity.settings import PotentialSettings
 from galray.gravity.spline_field import SplineField
@@ -122,16 +123,19 @@ class PotentialNetwork(nn.Module):
 
 
 class PotentialField(Exportable):
-    """Φ = spline + ψ inside a ball.
+    """Φ = base + ψ inside a ball.
 
     Arguments:
-        base: The spline part.
+        base: The part that was solved for: a spline or Gaussian masses.
         network: ψ, evaluated in float64.
         curve: Validation figure of each epoch, for the report.
     """
 
     def __init__(
-        self, base: SplineField, network: PotentialNetwork, curve: list[dict[str, float]] | None = None
+        self,
+        base: SplineField | MassField,
+        network: PotentialNetwork,
+        curve: list[dict[str, float]] | None = None,
     ) -> None:
         self.base = base
         self.region: Region = base.region
@@ -164,21 +168,25 @@ def fit_potential(
     seed: int,
     ball: Any = None,
     weights: Any = None,
+    partner: Any = None,
     on_epoch: Any = None,
-) -> PotentialField | SplineField:
+) -> PotentialField | SplineField | MassField:
     """Fit Φ to the score at the stars, or at draws from a flow.
 
     Arguments:
         model_or_scores: Scores ∇log f at `w`, shape (n, 6), or a model with ``score(w)``.
         w: States (n, 6) in kpc and km/s: the stars, or samples of the model.
         settings: Spline, network and training.
-        seed: Seed of the network's start and of its batches.
+        seed: Seed of the masses' centres, of the network's start and of its batches.
         ball: The ball of the stars; None takes ``model.ball``.
         weights: One weight per star (n,), or None.
+        partner: Scores, or a model, trained on other stars than the first: ``plain`` then minimises the
+            product E[r₁r₂] of the two residuals, which has no noise floor and no bias; the other forms take
+            the mean of both scores.
         on_epoch: Called with the dict of each epoch.
 
     Returns:
-        A `SplineField` for ``basis = "spline"``, else a `PotentialField`.
+        A `SplineField` for ``basis = "spline"``, a `MassField` for ``"masses"``, else a `PotentialField`.
 
     Raises:
         GalrayError: No ball, shapes that do not match, values that are not finite, or too few stars.
@@ -191,80 +199,94 @@ def fit_potential(
     region = as_region(ball)
     states = to_numpy(w)
     scores = _scores_at(model_or_scores, w)
+    second = None if partner is None else _scores_at(partner, w)
     if states.ndim != 2 or states.shape[1] != 6 or scores.shape != states.shape:
         raise GalrayError(
             f"states of shape {states.shape} with scores of shape {scores.shape}", "both must be (n, 6)"
         )
+    if second is not None and second.shape != states.shape:
+        raise GalrayError(
+            f"states of shape {states.shape} with partner scores of shape {second.shape}",
+            "the partner's scores belong to the same stars",
+        )
     factor = np.ones(len(states)) if weights is None else to_numpy(weights)
     distance = np.linalg.norm(states[:, :3] - np.array(region.center), axis=1) / region.radius
     factor = factor * _taper(distance / settings.max_radius)
-    keep = (factor > 0) & np.isfinite(scores).all(1)
+    finite = np.isfinite(scores).all(1) & (True if second is None else np.isfinite(second).all(1))
+    keep = (factor > 0) & finite
     if (lost := int(((factor > 0) & ~keep).sum())) > 0.01 * len(states):
         raise GalrayError(
             f"{lost} of {len(states)} scores are not finite", "the model has diverged: train it again"
         )
-    basis = spline_basis(settings, region)
-    if keep.sum() < basis.size:
+    basis = None if settings.on_masses else spline_basis(settings, region)
+    if basis is not None and keep.sum() < basis.size:
         raise GalrayError(
             f"{int(keep.sum())} stars within {settings.max_radius:g} of the ball for {basis.size} splines",
             "take more stars or fewer base_splines",
         )
-    states, scores, factor = states[keep], scores[keep], factor[keep]
-    streaming = (states[:, 3:] * scores[:, :3]).sum(1)
-    if settings.form == "instrument":
-        z = VelocityMoments(states, region).instrument(states)
+    equations = estimating_equations(
+        states[keep],
+        scores[keep],
+        factor[keep],
+        settings.form,
+        region,
+        partner=None if second is None else second[keep],
+    )
+    base: SplineField | MassField
+    if basis is None:
+        base = fit_masses(
+            equations,
+            region,
+            number=settings.num_masses,
+            width=settings.mass_width,
+            tide_order=settings.tide_order,
+            seed=seed,
+        )
     else:
-        z = -scores[:, 3:]
-    base = fit_spline_to_residuals(states[:, :3], z, scores[:, 3:], streaming, factor, basis, region)
-    if settings.basis == "spline":
+        base = fit_spline_to_residuals(equations, basis, region)
+    if settings.basis != "network":
         return base
     rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(states))[: settings.max_stars]
-    return _train(
-        base,
-        states[chosen, :3],
-        z[chosen],
-        scores[chosen, 3:],
-        streaming[chosen],
-        factor[chosen],
-        settings,
-        rng,
-        on_epoch,
-    )
+    order = rng.permutation(int(keep.sum()))[: settings.max_stars]
+    held = np.zeros(int(keep.sum()), dtype=bool)
+    held[order[: max(1, round(settings.validation_fraction * len(order)))]] = True
+    train = np.zeros_like(held)
+    train[order] = True
+    train &= ~held
+    return _train(base, equations, train, held, settings, rng, on_epoch)
 
 
 def _train(
-    base: SplineField,
-    x: Array,
-    z: Array,
-    score_v: Array,
-    streaming: Array,
-    factor: Array,
+    base: SplineField | MassField,
+    equations: Equations,
+    train_stars: NDArray[np.bool_],
+    held_stars: NDArray[np.bool_],
     settings: PotentialSettings,
     rng: np.random.Generator,
     on_epoch: Any,
 ) -> PotentialField:
     region = base.region
     # units in which z, sᵥ and the acceleration are of order one
-    speed = 1.0 / math.sqrt(float((z**2).mean()))
+    speed = 1.0 / math.sqrt(float((equations.z**2).mean()))
     unit = speed**2 / region.radius
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         network = PotentialNetwork(region, settings.hidden, speed**2)
     last = network.layers[-1]
     assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)  # the fit starts from the spline
-    positions = torch.from_numpy(x)
+    nn.init.zeros_(last.weight)  # the fit starts from the base
+    used = (train_stars | held_stars)[equations.star]
+    rows_of = equations.star[used]
+    positions = torch.from_numpy(equations.x[used])
     features, jacobian = (t.float() for t in network.double().inputs(positions))
     network.float()
     start = (base.acceleration(positions) / unit).float()
-    zs = torch.from_numpy(z * speed).float()
-    sv = torch.from_numpy(score_v * speed).float()
-    c = torch.from_numpy(streaming * region.radius / speed).float()
-    weight = torch.from_numpy(factor / factor.mean()).float()
-    order = torch.from_numpy(rng.permutation(len(x)))
-    num_held = max(1, round(settings.validation_fraction * len(x)))
-    held, train = order[:num_held], order[num_held:]
+    zs = torch.from_numpy(equations.z[used] * speed).float()
+    sv = torch.from_numpy(equations.slope[used] * speed).float()
+    c = torch.from_numpy(equations.streaming[used] * region.radius / speed).float()
+    weight = torch.from_numpy(equations.weight[used] / equations.weight[used].mean()).float()
+    held = torch.from_numpy(np.flatnonzero(held_stars[rows_of]))
+    train = torch.from_numpy(np.flatnonzero(train_stars[rows_of]))
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
@@ -329,7 +351,7 @@ def _train(
     return PotentialField(base, network, curve)
 
 
-def _negative_mass(network: PotentialNetwork, base: SplineField, x: Tensor) -> Tensor:
+def _negative_mass(network: PotentialNetwork, base: SplineField | MassField, x: Tensor) -> Tensor:
     """Mean square of the negative part of 4πGρ, in units of its own typical size."""
     fixed = base.mass_density(x) * (4 * math.pi * G)
     laplacian = _laplacian(network, x.float(), create_graph=True)

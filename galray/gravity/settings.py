@@ -202,16 +202,23 @@ class LeastSquaresSettings(Settings):
 
 
 class PotentialSettings(Settings):
-    """A potential fitted to scores at the stars: a = −∇Φ, Φ a spline or a network on a spline."""
+    """A potential fitted to scores at the stars: a spline, Gaussian masses, or a network on either."""
 
-    basis: Literal["spline", "network"] = "network"
-    """``spline`` solves one linear system; ``network`` adds a network that learns what the spline misses."""
-    form: Literal["plain", "instrument"] = "plain"
-    """``plain`` is E[r²], the most precise on well-trained models; ``instrument`` is free of the bias towards
-    zero that noise in the score causes, with more scatter."""
-    base: Literal["Rz", "xyz"] = "Rz"
-    """Coordinates of the spline. The network on top knows all three: ``Rz`` with a network starts from axial
-    symmetry and is not bound to it."""
+    basis: Literal["spline", "masses", "network"] = "network"
+    """``spline`` solves one linear system; ``masses`` are Gaussians that cannot be negative, best where the
+    stars hold the mass that pulls them; ``network`` adds a network that learns what its base misses."""
+    form: Literal["plain", "instrument", "stein"] = "plain"
+    """``plain`` is E[r²], the most precise on well-trained models; ``instrument`` and ``stein`` are free of
+    the bias towards zero that noise in the score causes, with more scatter."""
+    base: Literal["Rz", "xyz", "masses"] = "Rz"
+    """What the network stands on: a spline in these coordinates, or Gaussian masses. The network on top knows
+    all three coordinates: ``Rz`` with a network starts from axial symmetry and is not bound to it."""
+    num_masses: int = Field(default=400, ge=10, le=5000)
+    """Gaussian masses, centred on so many of the stars."""
+    mass_width: float = Field(default=1.5, gt=0)
+    """Their standard deviations in units of the distance to the eighth nearest other centre."""
+    tide_order: int = Field(default=3, ge=0, le=8)
+    """Largest degree of the solid harmonics that stand for the mass beyond the ball (``masses`` only)."""
     base_splines: tuple[int, ...] = ()
     """Splines along each coordinate; () takes (6, 9) for Rz and (6, 6, 9) for xyz."""
     concentration: tuple[float, ...] = ()
@@ -241,7 +248,14 @@ class PotentialSettings(Settings):
         _check_concentration(self.concentration, dimension)
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError("hidden: at least one layer of at least one unit")
+        if self.basis == "spline" and self.base == "masses":
+            raise ValueError("base: masses without a network are basis = 'masses'")
         return self
+
+    @property
+    def on_masses(self) -> bool:
+        """Whether Gaussian masses take the spline's place."""
+        return self.basis == "masses" or (self.basis == "network" and self.base == "masses")
 
     @property
     def splines(self) -> tuple[int, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import linalg
 
 from galray.errors import GalrayError
+from galray.gravity.equations import Equations
 from galray.gravity.region import as_region
 from galray.gravity.settings import PotentialSettings
 from galray.gravity.spline_field import SplineField
@@ -22,27 +23,24 @@ _STRENGTHS = 10.0 ** np.arange(-8.0, 1.0)
 def spline_basis(settings: PotentialSettings, ball: Any) -> TensorBasis:
     """The spline basis of a potential fit on a ball."""
     region = as_region(ball)
-    axes = ball_axes(settings.base, region.center, region.radius, settings.splines, settings.concentrations)
-    return TensorBasis(settings.base, axes)
+    kind: Literal["Rz", "xyz"] = "Rz" if settings.base == "Rz" else "xyz"
+    axes = ball_axes(kind, region.center, region.radius, settings.splines, settings.concentrations)
+    return TensorBasis(kind, axes)
 
 
-def fit_spline_to_residuals(
-    x: Array, z: Array, score_v: Array, streaming: Array, weight: Array, basis: TensorBasis, ball: Any
-) -> SplineField:
+def fit_spline_to_residuals(equations: Equations, basis: TensorBasis, ball: Any) -> SplineField:
     """Solve Σ_stars weight (z·∇B_p) (v·sₓ − sᵥ·∇Φ) = 0 for Φ = Σθ_p B_p: two-stage least squares.
 
     The penalty of third differences has the strength that predicts held-out fifths of the stars best.
 
     Arguments:
-        x: Positions (n, 3).
-        z: Instruments (n, 3); the velocity score itself gives the plain least squares.
-        score_v: sᵥ (n, 3).
-        streaming: v·sₓ (n,).
-        weight: One weight per star (n,).
+        equations: What the stars say.
         basis: The splines.
         ball: The ball of the field.
     """
-    fold = np.arange(len(x)) % _FOLDS
+    x, z, score_v = equations.x, equations.z, equations.slope
+    streaming, weight = equations.streaming, equations.weight
+    fold = equations.star % _FOLDS
     matrix = np.zeros((_FOLDS, basis.size, basis.size))
     vector = np.zeros((_FOLDS, basis.size))
     cell = basis.locate(basis.coordinates(x))
@@ -55,9 +53,7 @@ def fit_spline_to_residuals(
             part = fold[rows] == k
             matrix[k][np.ix_(index, index)] += left[part].T @ right[part]
             vector[k, index] += left[part].T @ streaming[rows][part]
-    # E[z sᵥᵀ] is negative definite for an instrument and positive for z = sᵥ
-    sign = float(np.sign(np.trace(matrix.sum(0))))
-    return _penalised(sign * matrix, sign * vector, basis, ball)
+    return _penalised(-matrix, -vector, basis, ball)  # ⟨z slopeᵀ⟩ is negative definite
 
 
 def fit_spline_to_accelerations(

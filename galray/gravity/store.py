@@ -14,6 +14,7 @@ from torch import Tensor
 
 from galray.errors import GalrayError
 from galray.gravity.exports import Exportable
+from galray.gravity.masses import MassField
 from galray.gravity.potential import PotentialField, PotentialNetwork
 from galray.gravity.region import Region, as_positions
 from galray.gravity.spline_field import SplineField
@@ -65,7 +66,7 @@ def save_field(field: Any, path: str | Path) -> None:
     """Write a field to a folder: ``field.json`` and ``field.safetensors``.
 
     Arguments:
-        field: A `SplineField`, `PotentialField`, `MeanField` or analytic `Potential`.
+        field: A `SplineField`, `MassField`, `PotentialField`, `MeanField` or analytic `Potential`.
         path: The folder; made where absent. The JSON is written last.
 
     Raises:
@@ -123,6 +124,14 @@ def _describe(field: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, 
             "penalty": field.penalty,
             "statistics": field.statistics,
         }
+    if isinstance(field, MassField):
+        for name in ("centres", "widths", "masses", "tide"):
+            tensors[f"{prefix}{name}"] = getattr(field, name)
+        return {
+            "kind": "masses",
+            "region": {"center": field.region.center, "radius": field.region.radius},
+            "statistics": field.statistics,
+        }
     if isinstance(field, PotentialField):
         for name, value in field.network.state_dict().items():
             tensors[f"{prefix}network.{name}"] = value
@@ -158,6 +167,13 @@ def _rebuild(values: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) ->
             covariance=tensors[f"{prefix}covariance"],
             posterior=tensors[f"{prefix}posterior"],
             penalty=tuple(values["penalty"]),
+            statistics=values["statistics"],
+        )
+    if kind == "masses":
+        center = values["region"]["center"]
+        return MassField(
+            Region((center[0], center[1], center[2]), values["region"]["radius"]),
+            *(tensors[f"{prefix}{name}"] for name in ("centres", "widths", "masses", "tide")),
             statistics=values["statistics"],
         )
     if kind == "network":

@@ -1,0 +1,204 @@
+"""Plummer sphere, 2¹⁷ stars: acceleration and density from score networks, beside the exact score's.
+
+G = M = b = 1, stars with r < 10, three realisations. Judged at 8192 points, r uniform in 0.5–3 b in random
+directions: "a rms" is √⟨|a−a_t|²/|a_t|²⟩, "density rms" the same of ρ, "density L2" √(Σ(ρ−ρ_t)²/Σρ_t²). The
+CPU time is all in: training of every network, their scores at the stars, and the inversion. No feature of the
+networks or of the potential knows the sphere, its centre or its scale; nothing is chosen by the truth.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import Bench
+from benchmarks._gravity_parts import cpu_seconds, part
+from galray.gravity import PotentialSettings, fit_potential
+from galray.mocks import PlummerSphere
+from galray.phasespace import Ball, ScoreSettings, build_model, load_model, objective, save_model
+from galray.training import TrainingSettings, fit, split
+from galray.units import G
+
+__all__ = ["judge", "measure", "member", "stars"]
+
+BALL = Ball((0.0, 0.0, 0.0), 10.0)
+SCORE = ScoreSettings(
+    form="gradient", hidden=(64, 64, 64), activation="silu", base={"components": 1, "hidden": (32, 32)}
+)
+TRAINING = TrainingSettings(epochs=20)
+POTENTIAL = PotentialSettings(basis="masses")
+MEMBERS = 2
+_FIXED = {"coordinates", "form", "hidden", "activation", "base"}  # what a member is kept by
+DRAWS = 4  # sets of centres over which the density is averaged
+
+
+def stars(count: int, realisation: int) -> tuple[PlummerSphere, Tensor]:
+    """The sphere and its stars within the ball."""
+    sphere = PlummerSphere(1.0 / G, 1.0)
+    w = sphere.sample(int(1.05 * (count + 8192)), 100 + realisation)
+    return sphere, w[BALL.contains(w[:, :3])][:count]
+
+
+def places(count: int = 8192) -> Tensor:
+    """Where the fields are judged: r uniform in 0.5–3 b, random directions."""
+    generator = torch.Generator().manual_seed(5)
+    direction = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    radius = 0.5 + 2.5 * torch.rand(count, 1, generator=generator, dtype=torch.float64)
+    return radius * direction / direction.norm(dim=1, keepdim=True)
+
+
+def judge(field: Any, sphere: PlummerSphere) -> dict[str, float]:
+    """The figures of a field."""
+    x = places()
+    a, density = field.acceleration(x), field.mass_density(x)
+    true_a, true_density = sphere.potential_field.acceleration(x), sphere.potential_field.mass_density(x)
+    error, missed = (a - true_a).norm(dim=1) / true_a.norm(dim=1), density - true_density
+    along = ((a - true_a) * true_a).sum(1) / true_a.square().sum(1)
+    return {
+        "a rms": float(error.square().mean().sqrt()),
+        "a bias": float(along.mean()),
+        "density rms": float((missed / true_density).square().mean().sqrt()),
+        "density L2": float((missed.square().sum() / true_density.square().sum()).sqrt()),
+        "negative density": float((density < 0).double().mean()),
+    }
+
+
+def member(count: int, realisation: int, number: int, half: str, epochs: int) -> tuple[Tensor, float]:
+    """Scores at all stars of one trained network, from the disk where it was trained before.
+
+    Arguments:
+        count: Stars.
+        realisation: Of the stars.
+        number: Of the member: its split, start and batches.
+        half: ``""`` for all stars, ``"first"`` or ``"second"`` for the disjoint halves of a shuffle.
+        epochs: Passes over its stars.
+
+    Returns:
+        Scores (n, 6), and the CPU-seconds of training and scoring.
+    """
+    training = TRAINING.model_copy(update={"epochs": epochs})
+    task = {
+        "what": "score network of a Plummer sphere",
+        "stars": count,
+        "realisation": realisation,
+        "member": number,
+        "half": half,
+        "score": SCORE.model_dump(mode="json", include=_FIXED),
+        "training": {"epochs": epochs, "batch_size": training.batch_size, "rate": training.learning_rate},
+    }
+
+    def work(folder: Path) -> dict[str, Any]:
+        _, w = stars(count, realisation)
+        order = torch.from_numpy(np.random.default_rng([77, number]).permutation(count))
+        own = {"": w, "first": w[order[: count // 2]], "second": w[order[count // 2 :]]}[half]
+        seed = 1000 * realisation + 10 * number + ["", "first", "second"].index(half)
+        train, held = split(len(own), training.validation_fraction, seed)
+        model = build_model("score", SCORE, BALL, own[train], seed=seed)
+        fit(model, objective("score"), own[train].float(), own[held].float(), training, seed=seed)
+        save_model(model, folder / "model")
+        torch.save(load_model(folder / "model").score(w), folder / "scores.pt")
+        return {}
+
+    found, folder = part(task, work)
+    return torch.load(folder / "scores.pt", weights_only=True), found["cpu_seconds"]
+
+
+class _Mean:
+    """The mean of fields: accelerations and densities are linear."""
+
+    def __init__(self, fields: list[Any]) -> None:
+        self.fields = fields
+
+    def acceleration(self, x: Tensor) -> Tensor:
+        return torch.stack([f.acceleration(x) for f in self.fields]).mean(0)
+
+    def mass_density(self, x: Tensor) -> Tensor:
+        return torch.stack([f.mass_density(x) for f in self.fields]).mean(0)
+
+
+def invert(
+    sphere: PlummerSphere, w: Tensor, scores: Tensor, *, draws: int = 1, **update: Any
+) -> tuple[dict[str, float], float]:
+    """Figures of the potential fitted to scores, averaged over draws of its centres, and its CPU-seconds."""
+    partner = update.pop("partner", None)
+    settings = POTENTIAL.model_copy(update=update)
+    begin = cpu_seconds()
+    fields = [
+        fit_potential(scores, w, settings, seed=seed, ball=BALL, partner=partner) for seed in range(draws)
+    ]
+    spent = cpu_seconds() - begin
+    return judge(_Mean(fields), sphere), spent
+
+
+def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
+
+
+def measure(bench: Bench) -> None:
+    torch.set_num_threads(1)
+    count, realisations, epochs = (2**14, 1, 8) if bench.quick else (2**17, 3, 20)
+    label = f"Plummer, {count} stars"
+    everything: dict[str, list[tuple[dict[str, float], float]]] = {}
+
+    def note(name: str, found: tuple[dict[str, float], float], training: float) -> None:
+        everything.setdefault(name, []).append((found[0], found[1] + training))
+
+    for realisation in range(realisations):
+        sphere, w = stars(count, realisation)
+        whole = [member(count, realisation, number, "", epochs) for number in range(MEMBERS)]
+        halves = [member(count, realisation, 0, half, epochs) for half in ("first", "second")]
+        mean, spent = sum(s for s, _ in whole) / MEMBERS, sum(t for _, t in whole)
+        pair, pair_spent = [s for s, _ in halves], sum(t for _, t in halves)
+        note("one", invert(sphere, w, whole[0][0], draws=DRAWS), whole[0][1])
+        note("all", invert(sphere, w, mean, draws=DRAWS), spent)
+        note("all, instrument", invert(sphere, w, mean, form="instrument"), spent)
+        note("all, stein", invert(sphere, w, mean, form="stein"), spent)
+        note("halves, plain", invert(sphere, w, pair[0]), pair_spent / 2)
+        note("halves, crossed", invert(sphere, w, pair[0], partner=pair[1]), pair_spent)
+        note("halves, stein", invert(sphere, w, pair[0], partner=pair[1], form="stein"), pair_spent)
+        exact = sphere.score(w)
+        note("exact", invert(sphere, w, exact, draws=DRAWS), 0.0)
+        note("exact, stein", invert(sphere, w, exact, form="stein"), 0.0)
+    _rows(bench, label, everything)
+
+
+def _rows(bench: Bench, label: str, everything: dict[str, list[tuple[dict[str, float], float]]]) -> None:
+    figures = {name: _mean([f for f, _ in found]) for name, found in everything.items()}
+    seconds = {name: sum(t for _, t in found) / len(found) for name, found in everything.items()}
+    cheap = "25 %, 95 %, 30 % (a, density rms, L2): FFJORD, 20 CPU-min"
+    best = "2.4 %, 22 %, 3.7 % (a, density rms, L2): 960 flows, GPU"
+
+    def rows(name: str, text: str, bars: dict[str, float], peer: str) -> None:
+        for quantity in ("a rms", "a bias", "density rms", "density L2"):
+            if quantity == "a bias" and bars:
+                continue
+            bench.row(
+                f"{label}: {text}, {quantity}",
+                figures[name][quantity],
+                bar=None if bench.quick else bars.get(quantity),
+                peer=peer,
+                cpu_seconds=seconds[name],
+            )
+
+    rows(
+        "one", "20 CPU-min row (one network)", {"a rms": 0.04, "density rms": 0.4, "density L2": 0.08}, cheap
+    )
+    rows(
+        "all",
+        f"3 CPU-h row ({MEMBERS} networks)",
+        {"a rms": 0.023, "density rms": 0.2, "density L2": 0.037},
+        best,
+    )
+    bench.row(f"{label}: CPU time of the 20 CPU-min row", seconds["one"], "s", bar=1200.0)
+    bench.row(f"{label}: CPU time of the 3 CPU-h row", seconds["all"], "s", bar=10800.0)
+    rows("all, instrument", "mean score, instrument", {}, "")
+    rows("all, stein", "mean score, Stein form", {}, "")
+    rows("halves, plain", "network on half the stars, plain", {}, "7.0 %, bias -4.9 %: first trial")
+    rows("halves, crossed", "two networks on halves, crossed", {}, "6.3 %, bias -3.9 %: first trial")
+    rows("halves, stein", "two networks on halves, Stein form", {}, "5.2 %, bias -0.5 %: first trial")
+    rows("exact", "exact score at the stars", {}, "")
+    rows("exact, stein", "exact score, Stein form: sampling noise alone", {}, "")

@@ -91,6 +91,56 @@ def test_noise_biases_the_plain_form_and_neither_the_instrument_nor_the_cross_fi
         assert value - plain > 3 * error
 
 
+def test_the_combination_has_less_noise_than_either_and_no_bias():
+    sphere = PlummerSphere(1e9, 1.0)
+    x = positions(0.8, 60)
+    truth = sphere.potential_field.acceleration(x)
+    velocities = sphere.sample_velocity(x, 200, 3)
+
+    def errors(form):
+        found = []
+        for seed in range(12):
+            model, other = NoisyScore(sphere, 0.4, seed), NoisyScore(sphere, 0.4, 100 + seed)
+            if form == "combined":
+                a = least_squares(model, x, velocities=velocities, form=form, partner=other)
+            else:
+                a = (
+                    least_squares(model, x, velocities=velocities, form=form)
+                    + least_squares(other, x, velocities=velocities, form=form)
+                ) / 2
+            found.append(a - truth)
+        found = torch.stack(found)
+        bias = (found * truth).sum((1, 2)) / truth.square().sum()
+        return float(found.square().mean().sqrt()), float(bias.mean()), float(bias.std() / 12**0.5)
+
+    combined, bias, error = errors("combined")
+    assert combined < 0.97 * errors("instrument")[0]
+    assert abs(bias) < 3 * error
+    exact = least_squares(
+        ExactModel(sphere), x, velocities=velocities, form="combined", partner=ExactModel(sphere)
+    )
+    assert float(relative(exact, truth).max()) < 1e-6
+
+
+def test_wild_scores_are_set_aside():
+    sphere = PlummerSphere(1e9, 1.0)
+
+    class Wild(NoisyScore):
+        def score(self, w):
+            s = super().score(w)
+            fast = w[..., 3] > torch.quantile(w[..., 3].flatten(), 0.99)
+            return torch.where(fast[..., None], 30.0 * s.flip(-1), s)
+
+    x = positions(1.0)
+    truth = sphere.potential_field.acceleration(x)
+    velocities = sphere.sample_velocity(x, 200, 3)
+    model = Wild(sphere, 0.05, 1)
+    for form in ("plain", "instrument", "stein"):
+        raw = least_squares(model, x, velocities=velocities, form=form)
+        clipped = least_squares(model, x, velocities=velocities, form=form, clip=8.0)
+        assert float(relative(clipped, truth).mean()) < 0.5 * float(relative(raw, truth).mean())
+
+
 def test_a_score_that_is_too_small_leaves_the_instrument_exact():
     sphere = PlummerSphere(1e9, 1.0)
 
@@ -127,6 +177,8 @@ def test_bad_input():
         least_squares(model, x, num_velocities=3, generator=1)
     with pytest.raises(GalrayError, match="partner"):
         least_squares(model, x, partner=model, generator=1)
+    with pytest.raises(GalrayError, match="without a partner"):
+        least_squares(model, x, form="combined", generator=1)
 
     class ScoreOnly:
         score = staticmethod(model.score)

@@ -38,7 +38,7 @@ MODELS: dict[str, Any] = {"score": ScoreSettings(), "flow": FlowSettings()}
 
 def measure(bench: Bench) -> None:
     """All rows of the group."""
-    count, epochs = (2**13, 4) if bench.quick else (2**14, 8)
+    count, epochs = (2**13, 4) if bench.quick else (2**14, 10)
     _plan(bench)
     _ray_overhead(bench, count, epochs)
     _kills(bench)
@@ -138,7 +138,7 @@ def _scaling(bench: Bench, kind: str, device: str, count: int, epochs: int) -> N
     label = f"training, {kind}, {count} stars, batch {BATCH}, {device}"
     for world in worlds:
         task = {
-            "kind": kind, "device": device, "stars": count, "epochs": epochs, "ranks": world, "rounds": 2,
+            "kind": kind, "device": device, "stars": count, "epochs": epochs, "ranks": world, "rounds": 3,
         }  # fmt: skip
         found = part(bench, "ranks", task, _ranks)
         cost = found["cpu_seconds"]

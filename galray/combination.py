@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,17 +285,41 @@ def sample_stars(store: ShardStore, seed: int, path: Path) -> None:
     frame.cast(pl.Float32).write_parquet(path)
 
 
-def moments_summary(store: ShardStore) -> dict[str, Any]:
-    """The weak-form moments on a store alone, with default settings and no baryons subtracted."""
+def moments_summary(
+    stores: Mapping[str, ShardStore],
+    settings: gravity.GravitySettings | None = None,
+    progress: Any = None,
+    field_folder: Path | None = None,
+) -> dict[str, Any]:
+    """The weak-form moments on one store or several alone, no baryons subtracted.
+
+    Arguments:
+        stores: Tracer populations by name, that share one potential; the first one's ball is measured.
+        settings: Moments and kernel.
+        progress: Called with (done, all) after every shard.
+        field_folder: Where to write the field, for `galray gravity evaluate`.
+
+    Returns:
+        ``quantities``, and ``notes``: sentences about the fit.
+    """
     from galray.ensemble import EnsembleSettings, FamilyDesign, design
-    from galray.measurement import evaluate, measure_moments
+    from galray.measurement import evaluate, moment_blocks
     from galray.results import PlacesSettings
 
-    settings = gravity.GravitySettings()
+    settings = settings or gravity.GravitySettings()
     kernel = gravity.Kernel.from_settings(settings.kernel)
-    assert store.ball is not None
-    places = Places(PlacesSettings(), store.frame, store.ball.center, store.ball.radius, kernel.reach)
-    field, replicas = measure_moments(store, settings.moments)
+    first = next(iter(stores.values()))
+    assert first.ball is not None
+    places = Places(PlacesSettings(), first.frame, first.ball.center, first.ball.radius, kernel.reach)
+    moments = gravity.Moments(settings.moments, first.ball)
+    sums = {
+        name: moment_blocks(store, settings.moments, progress=progress, ball=first.ball)
+        for name, store in stores.items()
+    }
+    result = moments.result(sums)
+    field, replicas = moments.jackknife(sums, result)
+    if field_folder is not None:
+        gravity.save_field(field, field_folder)
     nothing = np.zeros(len(places.x))
 
     def values_of(one: Any) -> np.ndarray:
@@ -314,4 +338,7 @@ def moments_summary(store: ShardStore) -> dict[str, Any]:
         jackknife_blocks=len(replicas),
     )
     rows = summary.quantity_rows(places, {"moments": estimate}, None)
-    return {"quantities": [row for row in rows if not row["name"].startswith("rho_dm")]}
+    return {
+        "quantities": [row for row in rows if not row["name"].startswith("rho_dm")],
+        "notes": result.notes(),
+    }

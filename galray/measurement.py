@@ -24,12 +24,14 @@ from galray.gravity import (
     Kernel,
     Moments,
     MomentsSettings,
+    MomentSums,
     SplineField,
     fit_potential,
     least_squares,
     save_field,
     smoothed_density,
 )
+from galray.gravity.moment_sums import fold
 from galray.phasespace import Ball, build_model, run_checks, save_model
 from galray.phasespace.models import empty_model
 from galray.provenance import write_atomic
@@ -39,6 +41,7 @@ __all__ = [
     "evaluate",
     "load_evaluation",
     "measure_moments",
+    "moment_blocks",
     "places_of",
     "require_stars",
     "run_member",
@@ -244,21 +247,52 @@ def load_evaluation(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def shard_sums(task: tuple[str, int, int | None, dict[str, Any]]) -> list[Any]:
-    """Moment sums of one shard, one `MomentSums` per jackknife block in it.
+def shard_sums(task: tuple[str, int, int | None, dict[str, Any], Any]) -> list[MomentSums]:
+    """Moment sums of one shard: one block, or one per patch of sky.
 
     Arguments:
-        task: Path of the store, number of the shard, seed of the redraw (None: as measured), and the
-            run configuration as JSON.
+        task: Path of the store, number of the shard, seed of the redraw (None: as measured), the settings
+            of the moments as JSON, and the ball.
     """
-    path, shard, draw_seed, settings = task
+    path, shard, draw_seed, values, ball = task
     store = ShardStore(path)
     if draw_seed is None:
         w = store.states([shard], dtype=np.float64)
     else:
         w = store.draw_states(draw_seed, [shard])
-    moments = Moments(MomentsSettings.model_validate(settings), store.ball)
-    return [moments.sums(w)]
+    settings = MomentsSettings.model_validate(values)
+    moments = Moments(settings, ball)
+    return moments.patch_sums(w) if settings.jackknife == "sky" else [moments.sums(w)]
+
+
+def moment_blocks(
+    store: ShardStore,
+    settings: MomentsSettings,
+    draw_seed: int | None = None,
+    progress: Any = None,
+    *,
+    ball: Any = None,
+) -> list[MomentSums]:
+    """One pass over the shards of a store, on the cluster where there is one.
+
+    Arguments:
+        store: The shards.
+        settings: Splines, test functions, blocks of the jackknife.
+        draw_seed: Redraw every star from its errors first.
+        progress: Called with (done, all) after every shard.
+        ball: The ball, that of the store if not given.
+
+    Returns:
+        At most ``settings.num_blocks`` blocks of shards, or the patches of sky.
+    """
+    from galray.cluster import stream_shards
+
+    ball = store.ball if ball is None else ball
+    values = settings.model_dump(mode="json")
+    tasks = [(str(store.path), i, draw_seed, values, ball) for i in range(len(store.shards))]
+    blocks = stream_shards(shard_sums, tasks, progress=progress)
+    num = settings.num_patches if settings.jackknife == "sky" else settings.num_blocks
+    return fold((block for of_shard in blocks for block in of_shard), num)
 
 
 def measure_moments(
@@ -266,7 +300,7 @@ def measure_moments(
 ) -> tuple[SplineField, np.ndarray]:
     """The weak-form inversion of a whole store: one pass over its shards, one linear solve.
 
-    Each shard is a block of the jackknife: stars are dealt to shards by a hash, so that the blocks are
+    Blocks of shards are those of the jackknife: stars are dealt to shards by a hash, so that the blocks are
     random parts of the sample.
 
     Arguments:
@@ -276,12 +310,6 @@ def measure_moments(
         progress: Called with (done, all) after every shard.
 
     Returns:
-        The field, and the coefficients of the leave-one-out solutions, shape (shards, splines).
+        The field, and the coefficients of the leave-one-out solutions, shape (blocks, splines).
     """
-    from galray.cluster import stream_shards
-
-    tasks = [
-        (str(store.path), i, draw_seed, settings.model_dump(mode="json")) for i in range(len(store.shards))
-    ]
-    sums = [block for blocks in stream_shards(shard_sums, tasks, progress=progress) for block in blocks]
-    return Moments(settings, store.ball).jackknife(sums)
+    return Moments(settings, store.ball).jackknife(moment_blocks(store, settings, draw_seed, progress))

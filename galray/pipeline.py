@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from galray.ensemble import EnsembleSettings, MemberOutcome, MemberSpec
     from galray.tracking import Tracker
 
-__all__ = ["Pipeline", "measure_store", "run"]
+__all__ = ["Pipeline", "run"]
 
 SUMMARY = {"headline", "quantities", "catalog", "run"}
 """What a summary holds at least, whichever inversion it is of."""
@@ -510,22 +510,3 @@ def _metric_name(text: str) -> str:
     """A name that MLflow takes: letters, digits, and a few signs."""
     words = text.replace("<", "lt").replace("|", "").replace("+", "p").replace("=", "")
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in words)
-
-
-def measure_store(store_path: Path) -> dict[str, Any]:
-    """Moments on a shard store alone: a(x) and ρ(x) at the default places, no training and no run directory.
-
-    Arguments:
-        store_path: A shard store.
-
-    Returns:
-        A summary with the quantities, as `galray gravity STORE` prints it.
-    """
-    from galray.catalog import ShardStore
-    from galray.combination import moments_summary
-
-    store = ShardStore(store_path)
-    store.require_stars()
-    if store.ball is None:
-        raise GalrayError(f"{store_path}: was not cut at a ball", "ingest with catalog.ball.radius_kpc set")
-    return moments_summary(store)

@@ -31,7 +31,7 @@ from galray.catalog import workers as workers_module
 from galray.catalog.columns import OBSERVABLES
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
-from galray.pipeline import measure_store
+from galray.store_gravity import measure_store
 from tests.catalog_stars import stars
 
 CUTS = {"parallax_snr": 10, "good": "ruwe < 1.3", "bright": "phot_g_mean_mag < 14.5"}

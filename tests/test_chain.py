@@ -20,7 +20,7 @@ from galray import cli, measurement
 from galray.config import load_config
 from galray.console import Console
 from galray.errors import GalrayError
-from galray.pipeline import measure_store
+from galray.store_gravity import measure_store
 from galray.units import GEV_PER_CM3
 from tests.chain_config import SMALL_MODELS, write_config
 

@@ -38,12 +38,20 @@ app = typer.Typer(
 def measure(
     source: Annotated[str, typer.Argument(help="A configuration, or a shard store (moments only).")],
     method: Annotated[str, typer.Option(help="flow, score or moments")] = "moments",
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--also", metavar="STORE", help="Another tracer population in the same potential."),
+    ] = None,
+    field: Annotated[
+        Path | None,
+        typer.Option("--field", metavar="FOLDER", help="Write the field of a store, for `evaluate`."),
+    ] = None,
     set_: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Measure a(x) and ρ(x) by one inversion; moments need no training."""
     from galray.config import load_config
-    from galray.pipeline import measure_store
+    from galray.store_gravity import measure_store
 
     if (Path(source) / "manifest.json").is_file():
         if method != "moments":
@@ -51,8 +59,16 @@ def measure(
                 f"--method {method}: a shard store alone holds no model",
                 "use --method moments, or a configuration",
             )
-        print_table(measure_store(Path(source)))
+        found = measure_store(Path(source), others=also or (), overrides=set_, field=field)
+        print_table(found)
+        for line in found["notes"]:
+            typer.echo(line)
+        if field is not None:
+            typer.echo(f"field written: {field}")
         return
+    for name, value in (("--also", also), ("--field", field)):
+        if value:
+            raise GalrayError(f"{name}: goes with a shard store", "name a folder with a manifest.json")
     if method not in ("flow", "score", "moments"):
         raise GalrayError(f"--method {method}: no such inversion", "use flow, score or moments")
     whole = load_config(source, set_)

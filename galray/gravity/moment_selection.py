@@ -1,7 +1,7 @@
 """A selection efficiency solved for together with the potential, and what of the two cannot be told apart.
 
 For g of first order in v and stars of one velocity dispersion σ, E[v·∂ₓg + a·∂ᵥg + g v·∂ₓlog ε] = 0 is
-unchanged by δΦ = −σ² δlog ε. Other orders, other dispersions and other populations break that; how far is
+unchanged by δΦ = σ² δlog ε. Other orders, other dispersions and other populations break that; how far is
 read from the posterior of the solution.
 """
 
@@ -74,8 +74,8 @@ class Degeneracy:
         correlation: Of the two, in the posterior; 1 is a full degeneracy.
         acceleration_error: Its share of the error of a, rms over the ball, relative to the rms of a.
         selection_error: Its share of the error of log ε, rms over the ball after removal of the mean.
-        dispersion: σ in δΦ = −σ² δlog ε that describes the direction best, km/s; NaN where the two go
-            together instead.
+        dispersion: σ in δΦ = σ² δlog ε that describes the direction best, km/s; NaN where the two go
+            against each other.
         potential: δΦ, coefficients at one standard deviation.
         selections: δlog ε, coefficients at one standard deviation, all selections one after the other.
     """
@@ -132,7 +132,7 @@ def degeneracies(
         change = np.sqrt(np.mean(np.einsum("njp,np->nj", gradient, phi[index]) ** 2))
         delta_phi = _centred(potential, x, phi)
         delta_log = [_centred(selection, x, part) for part in selections.reshape(-1, selection.size)]
-        slope = -float(np.mean([d @ delta_phi for d in delta_log]) / np.mean([d @ d for d in delta_log]))
+        slope = float(np.mean([d @ delta_phi for d in delta_log]) / np.mean([d @ d for d in delta_log]))
         found.append(
             Degeneracy(
                 float(min(correlation[i], 1.0)),

@@ -48,9 +48,16 @@ class MomentSystem:
         self.selection_basis = (
             None if settings.selection == "known" else self._basis(settings.selection_splines)
         )
-        self.form = WeakForm(tuple(families), self.basis, self.selection_basis, self.region, settings.window)
+        self.form = WeakForm(
+            tuple(families), self.basis, self.selection_basis, self.region, settings.window, self._fixed_speed
+        )
         self.num_moments = self.form.num_moments
         self.key = f"{settings.model_dump_json()} {self.region}"
+
+    @property
+    def _fixed_speed(self) -> float:
+        speed = self.settings.pattern_speed
+        return 0.0 if isinstance(speed, str) else speed
 
     def _basis(self, sizes: tuple[int, ...]) -> TensorBasis:
         kind = self.settings.family
@@ -139,7 +146,9 @@ class MomentSystem:
         """∇² of the free unknowns at the nodes where ρ ≥ 0 is asked for, (nodes, free)."""
         center, radius = np.array(self.region.center), self.region.radius
         main = self.basis.parts[-1]
-        steps = [np.unique(np.concatenate([a.breaks, (a.breaks[1:] + a.breaks[:-1]) / 2])) for a in main.axes]
+        steps = [
+            np.interp(np.arange(0, a.cells + 0.1, 1 / 3), np.arange(a.cells + 1), a.breaks) for a in main.axes
+        ]
         nodes = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, len(steps))
         if main.kind == "Rz":
             across = np.hypot(center[0], center[1])

@@ -40,6 +40,7 @@ Populations = Sequence[MomentSums] | Mapping[str, Sequence[MomentSums]]
 """Blocks of sums of one tracer population, or of several by name."""
 
 _CV_FOLDS = 5
+_PILOT_PENALTY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,30 @@ class MomentResult:
         selections: log ε of each population, or of all under the name ``shared``; empty where it is known.
         pattern_speed: Ω, where it was asked for.
         degeneracies: Directions in which Φ and log ε can hardly be told apart, the worst first.
+        solution: The linear solution behind it, before any constraint.
     """
 
     potential: SplineField
     selections: dict[str, LogSelection] = field(default_factory=dict)
     pattern_speed: PatternSpeed | None = None
     degeneracies: tuple[Degeneracy, ...] = ()
+    solution: Solution | None = None
+
+    def notes(self) -> list[str]:
+        """Sentences for the user: how well the moments fit, Ω, and what cannot be told apart."""
+        numbers = self.potential.statistics
+        freedom = numbers["num_moments"] - numbers["effective_dof"]
+        lines = [
+            f"{numbers['num_stars']:,.0f} stars, chi2 = {numbers['chi2']:.0f} for {freedom:.0f} degrees of "
+            "freedom"
+        ]
+        if "zero_mass_nodes" in numbers:
+            lines.append(f"the density is held at zero at {numbers['zero_mass_nodes']:.0f} nodes")
+        if self.pattern_speed is not None:
+            lines.append(str(self.pattern_speed))
+        if self.degeneracies:
+            lines.append(str(self.degeneracies[0]))
+        return lines
 
 
 class Moments(MomentSystem):
@@ -162,10 +181,10 @@ class Moments(MomentSystem):
         parts = [slice(i, None, num_blocks) for i in range(num_blocks)]
         known = [None if errors is None else errors[part] for part in parts]
         first = [
-            self.sums(w[part], weights[part], selection=selection, errors=error)
-            for part, error in zip(parts, known, strict=True)
+            self.sums(w[part], weights[part], selection=selection, errors=error, scatter=i == 0)
+            for i, (part, error) in enumerate(zip(parts, known, strict=True))
         ]
-        found = self.result(first)
+        found = self.result(first, penalty=_PILOT_PENALTY)  # weighted by the scatter of the first block
         theta = np.concatenate(
             [found.potential.parameters, *(s.parameters for s in found.selections.values())]
         )
@@ -181,11 +200,6 @@ class Moments(MomentSystem):
         blocks = [replace(block, scatter=None) for block in first]
         blocks[0] = replace(blocks[0], scatter=scatter)
         return self.solve(blocks), blocks
-
-    @property
-    def _fixed_speed(self) -> float:
-        speed = self.settings.pattern_speed
-        return 0.0 if isinstance(speed, str) else speed
 
     def _inside(self, w: Any, weights: Any) -> tuple[Array, Array, int]:
         w = to_numpy(w)
@@ -231,7 +245,7 @@ class Moments(MomentSystem):
         if not usable.any():
             return np.zeros(self.form.num_columns)  # free flight weights well enough what says so little
         equations = Equations(matrix, vector, Whitener(np.maximum(power, 1e-12 * power.max()), usable))
-        return solve(self._unknowns(self._selections(1)), [equations], penalty=(1e-3,)).parameters
+        return solve(self._unknowns(self._selections(1)), [equations], penalty=(_PILOT_PENALTY,)).parameters
 
     # -- solution --------------------------------------------------------------------------------------
 
@@ -252,9 +266,6 @@ class Moments(MomentSystem):
         Raises:
             GalrayError: No block, blocks of other settings, or fewer usable moments than parameters.
         """
-        return self._result(sums, penalty)[0]
-
-    def _result(self, sums: Populations, penalty: Any) -> tuple[MomentResult, Solution, list[Equations]]:
         populations = sums if isinstance(sums, Mapping) else {"": sums}
         if not populations:
             raise GalrayError("no sums to solve", "give at least one block of stars")
@@ -325,17 +336,21 @@ class Moments(MomentSystem):
                 selections[name] = LogSelection(
                     self.selection_basis, self.region, parameters[part], posterior[part, part]
                 )
-        result = MomentResult(potential, selections, speed)
+        result = MomentResult(potential, selections, speed, (), solution)
         if self.selection_basis is not None:
             found = degeneracies(unknowns, solution, self.basis, self.selection_basis, self.region)
             result = replace(result, degeneracies=found)
-        return result, solution, equations
+        return result
 
-    def jackknife(self, sums: Populations) -> tuple[SplineField, Array]:
+    def jackknife(self, sums: Populations, result: MomentResult | None = None) -> tuple[SplineField, Array]:
         """Leave out one block at a time, with the weights and penalty of the whole.
 
         The replicas are of first order in what is left out, θ₋ᵢ − θ = −H⁻¹(AᵀΩ⁻¹rᵢ + AᵢᵀΩ⁻¹r) with the
         residuals r = b − Aθ.
+
+        Arguments:
+            sums: As in `result`.
+            result: What `result` found; solved for if not given.
 
         Returns:
             The field of all blocks, whose ``covariance`` is replaced by the jackknife's,
@@ -348,7 +363,9 @@ class Moments(MomentSystem):
         num = min((len(blocks) for blocks in populations.values()), default=0)
         if num < 3:
             raise GalrayError(f"a jackknife over {num} blocks", "give at least 3 blocks of stars")
-        result, solution, _ = self._result(sums, None)
+        result = self.result(sums) if result is None else result
+        solution = result.solution
+        assert solution is not None
         unknowns = self._unknowns(self._selections(len(populations)))
         found = result.pattern_speed
         speed = self._fixed_speed if found is None else found.value if found.known else 0.0

@@ -181,7 +181,8 @@ class _System:
             prior = self.prior(strength)
             total = 0.0
             for gram, moment, own, cross in parts:
-                theta = linalg.solve(gram + prior, moment, assume_a="pos", check_finite=False)
+                low = linalg.cho_factor(gram + prior, lower=True, check_finite=False, overwrite_a=True)
+                theta = linalg.cho_solve(low, moment, check_finite=False)
                 total += float(theta @ own @ theta - 2 * theta @ cross)
             return total
 

@@ -133,6 +133,8 @@ class MomentsSettings(Settings):
                 "pattern_speed: an axially symmetric potential looks the same in every rotating frame; "
                 "set basis = 'xyz' or 'Rz+xyz'"
             )
+        if self.pattern_speed == "fit" and self.selection != "known":
+            raise ValueError("pattern_speed: 'fit' and an unknown selection are not solved for together")
         if self.noise != "ignore" and (
             self.basis == "Rz+xyz" or self.selection != "known" or self.pattern_speed
         ):

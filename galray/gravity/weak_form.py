@@ -61,7 +61,7 @@ class _Local:
 
 
 class WeakForm:
-    """Evaluates ψ = v·∂ₓg + a·∂ᵥg + g v·∂ₓlog ε − Ω ∂g/∂φ on stars and sums it.
+    """Evaluates ψ = v·∂ₓg + a·∂ᵥg + g (v − Ω×x)·∂ₓlog ε − Ω ∂g/∂φ on stars and sums it.
 
     Arguments:
         families: The test functions.
@@ -69,6 +69,7 @@ class WeakForm:
         selection: Splines of log ε, or None.
         region: The ball.
         flat: Fraction of the radius up to which the window on |x − centre| is 1.
+        pattern_speed: Ω in km/s/kpc of the frame in which a selection that is solved for drifts.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class WeakForm:
         selection: TensorBasis | None,
         region: Region,
         flat: float,
+        pattern_speed: float = 0.0,
     ) -> None:
         self.families = families
         self.potential = potential
         self.selection = selection
         self.region = region
         self.flat = flat
+        self.pattern_speed = pattern_speed
         self.num_moments = sum(family.size for family in families)
         self.num_columns = potential.size + (selection.size if selection else 0)
         sizes = [family.size for family in families]
@@ -108,7 +111,10 @@ class WeakForm:
         for rows in self._groups(w):
             stars, weight = w[rows], mass[rows]
             slopes = self._slopes(stars)
-            drift = None if known is None else (stars[:, 3:] * known(stars[:, :3])).sum(1)
+            drift = turned = None
+            if known is not None:
+                slope = known(stars[:, :3])
+                drift, turned = (stars[:, 3:] * slope).sum(1), (_turning(stars) * slope).sum(1)
             selected = self._selection_drift(stars)
             for start, family, local in self._locals(stars, patch):
                 for i, term in enumerate(local.terms):
@@ -124,6 +130,8 @@ class WeakForm:
                     spin[k] += (weight * term.value) @ local.turn
                     if term.spin is not None:
                         spin[k] += (weight * term.spin) @ local.value
+                    if turned is not None:
+                        spin[k] += (weight * term.value * turned) @ local.value
                     counts[k] += len(rows)
                     for j, pull in term.pulls.items():
                         weighted = (weight * pull)[:, None] * local.value
@@ -157,7 +165,10 @@ class WeakForm:
         for rows in self._groups(w):
             stars = w[rows]
             slopes = self._slopes(stars)
-            drift = np.zeros(len(stars)) if known is None else (stars[:, 3:] * known(stars[:, :3])).sum(1)
+            drift = np.zeros(len(stars))
+            if known is not None:
+                carried = stars[:, 3:] - pattern_speed * _turning(stars)
+                drift += (carried * known(stars[:, :3])).sum(1)
             selected = self._selection_drift(stars)
             if selected is not None:
                 drift = drift + selected[1] @ parameters[selected[0]]
@@ -174,8 +185,8 @@ class WeakForm:
                             slope = along(family.kind)[j]
                             if slope is not None:
                                 rate -= pull * (slope @ parameters[columns])
-                    carried = local.flow - pattern_speed * local.turn if pattern_speed else local.flow
-                    psi = term.value[:, None] * carried
+                    flow = local.flow - pattern_speed * local.turn if pattern_speed else local.flow
+                    psi = term.value[:, None] * flow
                     psi += rate[:, None] * local.value
                     numbers.append(start + i * family.basis.size + local.columns)
                     values.append(psi)
@@ -205,7 +216,7 @@ class WeakForm:
 
     def _locals(self, stars: Array, patch: Array | None) -> Iterator[tuple[int, TestFamily, _Local]]:
         window, gradient = self._window(stars[:, :3], patch)
-        turning = np.stack([-stars[:, 1], stars[:, 0], np.zeros(len(stars))], 1)
+        turning = _turning(stars)
         along = (gradient * stars[:, 3:]).sum(1), (gradient * turning).sum(1)
         for start, family in zip(self._starts, self.families, strict=True):
             columns, values, slopes = _on_group(family.basis, stars[:, :3])
@@ -234,11 +245,12 @@ class WeakForm:
         return out
 
     def _selection_drift(self, stars: Array) -> tuple[NDArray[np.intp], Array] | None:
-        """Columns of log ε and v·∇S there."""
+        """Columns of log ε and (v − Ω×x)·∇S there."""
         if self.selection is None:
             return None
         columns, _, slopes = _on_group(self.selection, stars[:, :3])
-        own = _own_components(self.selection, stars, stars[:, 3:])
+        carried = stars[:, 3:] - self.pattern_speed * _turning(stars)
+        own = _own_components(self.selection, stars, carried)
         drift = sum((o[:, None] * s for o, s in zip(own, slopes, strict=True) if o is not None), 0.0)
         return self.potential.size + columns, np.asarray(drift)
 
@@ -271,6 +283,11 @@ def _on_group(basis: TensorBasis, x: Array) -> tuple[NDArray[np.intp], Array, li
         return out
 
     return columns, spread(values), [spread(s) for s in slopes]
+
+
+def _turning(stars: Array) -> Array:
+    """ẑ × x of stars, shape (n, 3)."""
+    return np.stack([-stars[:, 1], stars[:, 0], np.zeros(len(stars))], 1)
 
 
 def _own_components(basis: TensorBasis, stars: Array, direction: Array) -> list[Array | None]:

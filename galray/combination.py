@@ -20,7 +20,7 @@ from galray.frame import cylindrical
 from galray.local_halo import fit_haloes, write_halo
 from galray.measurement import load_evaluation, places_of
 from galray.model_checks import member_checks
-from galray.results import HEADLINE, Places
+from galray.results import HEADLINE, Places, PlacesSettings
 from galray.rundir import RunDirectory, read_json
 from galray.seeds import seed_sequence
 from galray.units import MSUN_PC3
@@ -288,6 +288,8 @@ def sample_stars(store: ShardStore, seed: int, path: Path) -> None:
 def moments_summary(
     stores: Mapping[str, ShardStore],
     settings: gravity.GravitySettings | None = None,
+    where: PlacesSettings | None = None,
+    *,
     progress: Any = None,
     field_folder: Path | None = None,
 ) -> dict[str, Any]:
@@ -296,6 +298,7 @@ def moments_summary(
     Arguments:
         stores: Tracer populations by name, that share one potential; the first one's ball is measured.
         settings: Moments and kernel.
+        where: Where the field is reported.
         progress: Called with (done, all) after every shard.
         field_folder: Where to write the field, for `galray gravity evaluate`.
 
@@ -304,13 +307,14 @@ def moments_summary(
     """
     from galray.ensemble import EnsembleSettings, FamilyDesign, design
     from galray.measurement import evaluate, moment_blocks
-    from galray.results import PlacesSettings
 
     settings = settings or gravity.GravitySettings()
     kernel = gravity.Kernel.from_settings(settings.kernel)
     first = next(iter(stores.values()))
     assert first.ball is not None
-    places = Places(PlacesSettings(), first.frame, first.ball.center, first.ball.radius, kernel.reach)
+    places = Places(
+        where or PlacesSettings(), first.frame, first.ball.center, first.ball.radius, kernel.reach
+    )
     moments = gravity.Moments(settings.moments, first.ball)
     sums = {
         name: moment_blocks(store, settings.moments, progress=progress, ball=first.ball)

@@ -248,7 +248,7 @@ def load_evaluation(path: Path) -> dict[str, np.ndarray]:
 
 
 def shard_sums(task: tuple[str, int, int | None, dict[str, Any], Any]) -> list[MomentSums]:
-    """Moment sums of one shard: one block, or one per patch of sky.
+    """Moment sums of one shard, with the stars' weights: one block, or one per patch of sky.
 
     Arguments:
         task: Path of the store, number of the shard, seed of the redraw (None: as measured), the settings
@@ -256,13 +256,16 @@ def shard_sums(task: tuple[str, int, int | None, dict[str, Any], Any]) -> list[M
     """
     path, shard, draw_seed, values, ball = task
     store = ShardStore(path)
+    weights = store.weights([shard])
     if draw_seed is None:
         w = store.states([shard], dtype=np.float64)
     else:
-        w = store.draw_states(draw_seed, [shard])
+        draw = store.draw(draw_seed, [shard])
+        w = draw.states
+        weights = None if weights is None else weights[draw.index]
     settings = MomentsSettings.model_validate(values)
     moments = Moments(settings, ball)
-    return moments.patch_sums(w) if settings.jackknife == "sky" else [moments.sums(w)]
+    return moments.patch_sums(w, weights) if settings.jackknife == "sky" else [moments.sums(w, weights)]
 
 
 def moment_blocks(

@@ -11,6 +11,7 @@ from galray.cluster import ClusterSettings, connect, is_connected
 from galray.config import validate_settings
 from galray.errors import GalrayError
 from galray.gravity import GravitySettings
+from galray.results import PlacesSettings
 from galray.settings import Settings
 
 __all__ = ["StoreConfig", "measure_store"]
@@ -23,6 +24,8 @@ class StoreConfig(Settings):
     """What of a configuration a store alone can use."""
 
     gravity: GravitySettings = GravitySettings()
+    places: PlacesSettings | None = None
+    """Where the field is reported; absent: the default heights, as far as they lie in the ball."""
     cluster: ClusterSettings = ClusterSettings()
 
 
@@ -40,7 +43,7 @@ def measure_store(
     Arguments:
         store_path: A shard store.
         others: Stores of other tracer populations in the same potential.
-        overrides: ``gravity.…=value`` and ``cluster.…=value``, as for a configuration.
+        overrides: ``gravity.…=value``, ``places.…=value``, ``cluster.…=value``, as for a configuration.
         field: Where to write the field.
 
     Returns:
@@ -52,7 +55,9 @@ def measure_store(
     from galray.catalog import ShardStore
     from galray.combination import moments_summary
 
-    settings = validate_settings(StoreConfig, {}, overrides, "--set", "a store takes gravity.* and cluster.*")
+    settings = validate_settings(
+        StoreConfig, {}, overrides, "--set", "a store takes gravity.*, places.* and cluster.*"
+    )
     stores = {str(path): ShardStore(path) for path in (store_path, *others)}
     first = stores[str(store_path)]
     for path, store in stores.items():
@@ -66,9 +71,18 @@ def measure_store(
             )
     if len(stores) < 1 + len(others):
         raise GalrayError(f"{store_path}: the same store twice", "name each population once")
+    assert first.ball is not None
+    places = settings.places or _places_within(first.ball.radius)
     rows = sum(store.num_rows for store in stores.values())
     wanted = settings.cluster.enabled and (rows > RAY_PAYS_OFF or bool(settings.cluster.address))
     with contextlib.ExitStack() as stack:
         if wanted and not is_connected():
             stack.enter_context(connect(settings.cluster))
-        return moments_summary(stores, settings.gravity, None, field)
+        return moments_summary(stores, settings.gravity, places, field_folder=field)
+
+
+def _places_within(radius: float) -> PlacesSettings:
+    """The default places, at such of the default heights as lie in a ball around the Sun."""
+    default = PlacesSettings()
+    heights = tuple(height for height in default.heights if height < 0.95 * radius)
+    return default.model_copy(update={"heights": heights or (radius / 2,)})

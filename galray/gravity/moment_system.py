@@ -146,8 +146,9 @@ class MomentSystem:
         """∇² of the free unknowns at the nodes where ρ ≥ 0 is asked for, (nodes, free)."""
         center, radius = np.array(self.region.center), self.region.radius
         main = self.basis.parts[-1]
+        part = 1 / (6 if main.kind == "Rz" else 3)  # of a cell, from node to node
         steps = [
-            np.interp(np.arange(0, a.cells + 0.1, 1 / 3), np.arange(a.cells + 1), a.breaks) for a in main.axes
+            np.interp(np.arange(0, a.cells + part / 2, part), range(a.cells + 1), a.breaks) for a in main.axes
         ]
         nodes = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, len(steps))
         if main.kind == "Rz":

@@ -111,7 +111,8 @@ class WeakForm:
         for rows in self._groups(w):
             stars, weight = w[rows], mass[rows]
             slopes = self._slopes(stars)
-            drift = turned = None
+            drift: Array | None = None
+            turned: Array | None = None
             if known is not None:
                 slope = known(stars[:, :3])
                 drift, turned = (stars[:, 3:] * slope).sum(1), (_turning(stars) * slope).sum(1)
@@ -165,17 +166,17 @@ class WeakForm:
         for rows in self._groups(w):
             stars = w[rows]
             slopes = self._slopes(stars)
-            drift = np.zeros(len(stars))
+            streaming = np.zeros(len(stars))
             if known is not None:
                 carried = stars[:, 3:] - pattern_speed * _turning(stars)
-                drift += (carried * known(stars[:, :3])).sum(1)
+                streaming += (carried * known(stars[:, :3])).sum(1)
             selected = self._selection_drift(stars)
             if selected is not None:
-                drift = drift + selected[1] @ parameters[selected[0]]
+                streaming += selected[1] @ parameters[selected[0]]
             numbers, values = [], []
             for start, family, local in self._locals(stars, None):
                 for i, term in enumerate(local.terms):
-                    rate = term.value * drift
+                    rate = term.value * streaming
                     if term.free is not None:
                         rate += term.free
                     if term.spin is not None and pattern_speed:

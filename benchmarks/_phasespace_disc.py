@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -21,6 +21,7 @@ __all__ = ["measure"]
 
 RADIUS = 4.0  # kpc, of the ball of stars
 PLACES = 4096
+DRAWN, BEYOND, SEED = 400_000, 4.5, 7  # stars of the draw, its radius in kpc, its seed
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vector form, rich base": (
         {
@@ -35,15 +36,20 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def disc_stars(count: int, seed: int) -> tuple[MilkyWay, Ball, Tensor]:
-    """The mock Galaxy, its ball, and its stars without measurement errors; drawn once and kept."""
-    galaxy = MilkyWay(MilkyWaySettings(num_stars=count, ball_radius_kpc=RADIUS))
-    path = Path(PARTS) / f"disc-{count}-{seed}.npy"
+def disc_stars(count: int) -> tuple[MilkyWay, Ball, Tensor]:
+    """The mock Galaxy, its ball, and so many of its stars without measurement errors.
+
+    They are the first of one draw, which takes minutes and is kept.
+    """
+    galaxy = MilkyWay(MilkyWaySettings(num_stars=DRAWN, ball_radius_kpc=BEYOND))
+    path = PARTS / f"disc-{DRAWN}-{BEYOND:g}-{SEED}.parquet"
     if not path.is_file():
-        table = galaxy.sample(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.stack([table[name].to_numpy() for name in ("x", "y", "z", "vx", "vy", "vz")], 1))
-    return galaxy, Ball(galaxy.frame.sun_position, RADIUS), torch.from_numpy(np.load(path))
+        pq.write_table(galaxy.sample(SEED), path)
+    table = pq.read_table(path)
+    w = torch.from_numpy(np.stack([table[name].to_numpy() for name in ("x", "y", "z", "vx", "vy", "vz")], 1))
+    ball = Ball(galaxy.frame.sun_position, RADIUS)
+    return galaxy, ball, w[ball.contains(w[:, :3])][:count]
 
 
 def disc_part(task: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +62,7 @@ def disc_part(task: dict[str, Any]) -> dict[str, Any]:
         Root mean square of Δa_R and Δa_z at stars within 0.8 of the radius, each over the rms of the truth,
         for the least-squares form and for the instrument's; the held-out loss.
     """
-    galaxy, ball, w = disc_stars(task["stars"], task["seed"])
+    galaxy, ball, w = disc_stars(task["stars"])
     begin = time.process_time()
     settings = ScoreSettings.model_validate(task["score"])
     training = TrainingSettings.model_validate(task["training"])

@@ -23,6 +23,8 @@ RADIUS = 4.0  # kpc, of the ball of stars
 PLACES = 4096
 DRAWN, BEYOND, SEED = 400_000, 4.5, 7  # stars of the draw, its radius in kpc, its seed
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gradient form": ({}, {}),
+    "gradient form, base of 3 Gaussians": ({"base": {"components": 3}}, {}),
     "vector form, rich base": (
         {
             "form": "vector",
@@ -31,8 +33,6 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"batch_size": 2048, "learning_rate": 3e-3},
     ),
-    "gradient form": ({}, {}),
-    "gradient form, base of 3 Gaussians": ({"base": {"components": 3}}, {}),
 }
 
 

@@ -224,3 +224,16 @@ def test_kill_nine_ends_the_run_and_the_next_start_resumes_it(tmp_path):
     while State.load(Journal(folder)).parent_open:
         time.sleep(0.2)
     assert _statuses(database) == {"demo": "FAILED"}
+
+
+def test_passwords_stay_in_the_environment(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="holds a password") as caught:
+        TrackingSettings(uri="https://me:hunter2@mlflow.example.org")
+    assert "hunter2@" not in str(caught.value).split("input_value")[0]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://me:hunter2@127.0.0.1:1/mlflow")
+    with pytest.warns(GalrayWarning, match="did not take everything") as told:
+        Tracker(TrackingSettings(), tmp_path / "run", "run", {"seed": 1}).close()
+    assert not any("hunter2" in str(warning.message) for warning in told)
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert b"hunter2" not in path.read_bytes(), path

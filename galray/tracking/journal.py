@@ -16,7 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Journal", "State", "flatten", "metric_name", "numbers"]
+__all__ = ["FROM_ENVIRONMENT", "Journal", "State", "flatten", "metric_name", "numbers"]
+
+FROM_ENVIRONMENT = "$MLFLOW_TRACKING_URI"
+"""Stands in the journal for a store whose address holds a password."""
 
 _FORBIDDEN = re.compile(r"[^\w\-./: ]", re.ASCII)
 

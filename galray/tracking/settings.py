@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from galray.settings import Settings
 
-__all__ = ["TrackingSettings"]
+__all__ = ["TrackingSettings", "without_password"]
+
+_PASSWORD = re.compile(r"(?<=://)([^:@/\s]*):[^@/\s]*@")
+
+
+def without_password(text: str) -> str:
+    """A text with the passwords of its URLs left out, for logs and files."""
+    return _PASSWORD.sub(r"\1:***@", text)
 
 
 class TrackingSettings(Settings):
@@ -34,6 +42,18 @@ class TrackingSettings(Settings):
         description="Seconds that the end of a run waits for MLflow; what is left is written on in the "
         "background.",
     )
+
+    @field_validator("uri", "artifacts")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        # The configuration goes into the run directory, the report and MLflow itself.
+        if _PASSWORD.search(value):
+            raise ValueError(
+                f"'{without_password(value)}' holds a password, which a configuration must not: set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole MLFLOW_TRACKING_URI, in "
+                "the environment"
+            )
+        return value
 
     def resolve_uri(self, folder: Path) -> str:
         """Give the tracking URI of a run directory, relative sqlite paths made absolute."""

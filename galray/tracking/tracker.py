@@ -17,8 +17,8 @@ from typing import IO, Any
 import galray
 from galray.ensemble import MemberOutcome, MemberSpec
 from galray.errors import GalrayWarning
-from galray.tracking.journal import Journal, State, flatten, numbers, read_curve
-from galray.tracking.settings import TrackingSettings
+from galray.tracking.journal import FROM_ENVIRONMENT, Journal, State, flatten, numbers, read_curve
+from galray.tracking.settings import TrackingSettings, without_password
 
 __all__ = ["Tracker"]
 
@@ -66,7 +66,8 @@ class Tracker:
             self._say(
                 "open",
                 name=name or self.folder.name,
-                uri=self.uri,
+                # Whatever password the environment holds stays there: the journal is a file of the run.
+                uri=FROM_ENVIRONMENT if without_password(self.uri) != self.uri else self.uri,
                 experiment=settings.experiment,
                 artifacts=settings.resolve_artifacts(self.folder),
                 params=flatten(params or {}),
@@ -197,19 +198,22 @@ class Tracker:
         process, self._process = self._process, None
         if process is None:
             return
+        shown = without_password(self.uri)
         with contextlib.suppress(OSError):
             assert process.stdin is not None
             process.stdin.close()
         try:
             process.wait(timeout=self.settings.patience)
         except subprocess.TimeoutExpired:
-            logger.warning("MLflow at %s is slow; the rest is written in the background", self.uri)
+            logger.warning("MLflow at %s is slow; the rest is written in the background", shown)
             return
         state = State.load(self._journal)
         if process.returncode or state.error:
-            reason = state.error or f"the writing process ended with code {process.returncode}"
+            reason = (
+                without_password(state.error) or f"the writing process ended with code {process.returncode}"
+            )
             warnings.warn(
-                f"MLflow at {self.uri} did not take everything: {reason}; the rest is kept in "
+                f"MLflow at {shown} did not take everything: {reason}; the rest is kept in "
                 f"{self._journal.folder} and written when the run is started again",
                 GalrayWarning,
                 stacklevel=2,

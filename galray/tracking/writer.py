@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from galray.tracking.journal import Journal, State, metric_name, read_curve
+from galray.tracking.journal import FROM_ENVIRONMENT, Journal, State, metric_name, read_curve
+from galray.tracking.settings import without_password
 
 __all__ = ["Recorder", "main"]
 
@@ -88,6 +89,8 @@ class Recorder:
         from mlflow import MlflowClient
 
         uri = entry["uri"]
+        if uri == FROM_ENVIRONMENT:
+            uri = os.environ["MLFLOW_TRACKING_URI"]
         with _first_touch(uri):
             self._client = MlflowClient(tracking_uri=uri)
             self.state.experiment = self._experiment(entry["experiment"], entry["artifacts"])
@@ -361,7 +364,8 @@ def _user() -> str:
 
 def _brief(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    first = without_password(lines[0][:300]) if lines else ""
+    return f"{type(error).__name__}: {first}" if lines else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ checkpoints are named by the configuration and lie where all nodes reach them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ STAGES = ("run", "mock", "tune", "ensemble", "gravity")
 """The commands that can be submitted."""
 
 _SECRET = re.compile(r"secret|token|password|credential|private|key", re.IGNORECASE)
+_AGENT_SECONDS = 90.0
 _EXIT = {"SUCCEEDED": 0, "STOPPED": 130}
 
 
@@ -83,6 +85,7 @@ class JobServer:
         with self._explained("reach"):
             from ray.job_submission import JobSubmissionClient
 
+            logging.getLogger("ray").setLevel(logging.WARNING)
             self.client = JobSubmissionClient(self.address)
 
     @contextmanager
@@ -157,15 +160,24 @@ class JobServer:
             if with_source:
                 _pack_source(Path(folder))
             with self._explained("submit"):
-                return str(
-                    self.client.submit_job(
-                        # `-m` puts the working directory, and with it any source sent along, first.
-                        entrypoint=f"python -m galray.cli {stage} run.toml",
-                        submission_id=identity,
-                        runtime_env={"working_dir": folder, "env_vars": variables},
-                        metadata={"galray_run": name, "galray_config_hash": config_hash},
-                    )
+                return self._send(
+                    # `-m` puts the working directory, and with it any source sent along, first.
+                    entrypoint=f"python -m galray.cli {stage} run.toml",
+                    submission_id=identity,
+                    runtime_env={"working_dir": folder, "env_vars": variables},
+                    metadata={"galray_run": name, "galray_config_hash": config_hash},
                 )
+
+    def _send(self, **job: Any) -> str:
+        """Submit; a cluster that has just started is given time to start its agents."""
+        until = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                return str(self.client.submit_job(**job))
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(2.0)
 
     def jobs(self) -> list[Job]:
         """All of galray's jobs that the server knows, the latest first."""

@@ -109,6 +109,20 @@ def compare(
     _table(["metric", *head], figures)
 
 
+@app.command()
+def register(
+    run_dir: Annotated[str, typer.Argument(help="A finished run directory.")],
+    uri: Annotated[str, typer.Option("--uri", help="Tracking store; the run's own where not given.")] = "",
+    name: Annotated[str, typer.Option("--name", help="Name in the registry.")] = "galray-gravity",
+    alias: Annotated[str, typer.Option("--alias", help="Alias of this version; '' for none.")] = "champion",
+) -> None:
+    """Register a run's gravity as an MLflow model: positions in, acceleration and density with errors out."""
+    from galray.tracking.model import register_run
+
+    name, version = register_run(run_dir, uri, name=name, alias=alias)
+    typer.echo(f"models:/{name}/{version}" + (f"  (models:/{name}@{alias})" if alias else ""))
+
+
 def _plain(record: RunRecord) -> dict[str, Any]:
     found = {key: getattr(record, key) for key in ("id", "name", "status", "started", "seconds")}
     return found | {key: dict(getattr(record, key)) for key in ("params", "metrics", "tags", "members")}

@@ -64,7 +64,7 @@ def test_variables_are_pairs_and_no_secrets(monkeypatch):
 def head_node(folder: Path):
     """A Ray head in processes of its own, with a token; yields its environment and the address."""
     ports = []
-    for _ in range(2):
+    for _ in range(3):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
@@ -73,13 +73,14 @@ def head_node(folder: Path):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the jobs' own python
     }
     env.pop("RAY_ADDRESS", None)
     temporary = Path("/tmp") / f"gr{os.getpid()}"  # sockets want short paths
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
         f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1",
-        f"--temp-dir={temporary}", "--object-store-memory=200000000", "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={ports[2]}", f"--temp-dir={temporary}", "--object-store-memory=200000000", "--disable-usage-stats",
     ]  # fmt: skip
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)

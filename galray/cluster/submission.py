@@ -85,8 +85,8 @@ class JobServer:
         with self._explained("reach"):
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray").setLevel(logging.WARNING)
             self.client = JobSubmissionClient(self.address)
+            logging.getLogger("ray").setLevel(logging.WARNING)
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:

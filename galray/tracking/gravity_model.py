@@ -25,7 +25,8 @@ class GravityModel(PythonModel):
 
         self._source = RunSource(Path(context.artifacts["run"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # Without type hints: MLflow would take them for the schema, which the logged signature gives.
+    def predict(self, context, model_input, params=None):
         """Gravity at positions, a row for each."""
         return predict(self._source, np.column_stack([model_input[name] for name in ("x", "y", "z")]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -119,6 +120,7 @@ def register_run(
     sun = np.array([run.catalog.frame.sun_position])
     answer = predict(RunSource(run.folder), sun)
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     import pandas as pd
     from mlflow.models import infer_signature

@@ -111,6 +111,8 @@ class RunConfig(Settings):
             raise ValueError("catalog.files: no input; name files or add a [mock] section")
         if "vertical" not in self.methods and self.catalog.ball is None:
             raise ValueError("catalog.ball: needed by flow, score and moments; set catalog.ball.radius_kpc")
+        if "flow" in self.methods and self.flow.conditional:
+            raise ValueError("flow.conditional: the run's accelerations need n(x) too; leave it false")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError("methods: each inversion may be named once")
         return self

@@ -89,6 +89,11 @@ def test_no_input_and_no_ball(tmp_path: Path) -> None:
     assert "catalog.ball: needed by flow, score and moments" in refusal(path).what
 
 
+def test_a_run_needs_the_density_of_the_flow(tiny: Path) -> None:
+    error = refusal(tiny, 'methods=["flow"]', "flow.conditional=true")
+    assert "flow.conditional: the run's accelerations need n(x)" in error.what
+
+
 def test_broken_toml_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text('name = "x"\nseed = = 3\n')

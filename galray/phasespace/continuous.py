@@ -53,7 +53,7 @@ class ContinuousField(nn.Module):
 
         u(t, y) = y (2t − 1)/V + (1−t) b(t, y),      s_t(y) = −y/V + t b(t, y),      V = (1−t)² + t²,
 
-    so that the score at t = 1 is −y + b(1, y), at the cost of one pass and without division by 1 − t.
+    so that the score at t = 1 is −y + b(1, y): one pass, and no division by 1 − t.
 
     Arguments:
         features: Number of dimensions of y.
@@ -76,13 +76,16 @@ class ContinuousField(nn.Module):
         variance = (1.0 - t).square() + t.square()
         return y * (2.0 * t - 1.0) / variance + (1.0 - t) * self.network(self._inputs(t, y, c))
 
-    def field_score(self, y: Tensor, c: Tensor | None = None) -> Tensor:
-        """∇_y log p(y|c) as the field at t = 1 has it: shape of y; no ODE is solved.
+    def field_score(self, y: Tensor, c: Tensor | None = None, *, time: float = 1.0) -> Tensor:
+        """∇_y log p(y|c) as the field at one time has it, t s_t(t y): shape of y; no ODE is solved.
 
-        It is the score of the data that matching learns, not exactly that of the density `log_prob`: the two
-        differ by the error of the field.
+        At t < 1 it is the score of the data smoothed by (1 − t)/t. At t = 1 it is not smoothed, but the
+        weight (1 − t)² of flow matching leaves the network without guidance there: a large network, trained
+        long, can be far off. The gradient of `log_prob`, which uses the field at all times, is not.
         """
-        return self.network(self._inputs(torch.ones_like(y[..., :1]), y, c)) - y
+        t = torch.full_like(y[..., :1], time)
+        variance = (1.0 - time) ** 2 + time**2
+        return time * (time * self.network(self._inputs(t, time * y, c)) - time * y / variance)
 
     def _velocity_and_divergence(self, t: float, y: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         variance = (1.0 - t) ** 2 + t**2

@@ -50,9 +50,9 @@ class FlowSettings(Settings):
     """Internal coordinates: ``cylindrical`` suits discs (azimuth stays an input), ``cartesian`` the rest."""
     conditional: bool = False
     """Learn p(v|x) alone, which no selection in position can bias; `position` is then not used."""
-    position: FlowPart = FlowPart()
+    position: FlowPart = FlowPart(kind="gaussians", bins=24)
     """n(x), in ball-transformed coordinates."""
-    velocity: FlowPart = FlowPart()
+    velocity: FlowPart = FlowPart(hidden=(64, 64, 64), bins=4)
     """p(v|x), in standardised velocity components."""
     noise: NoiseSettings = NoiseSettings()
     """What training does with measurement errors."""

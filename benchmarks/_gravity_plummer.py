@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import Bench
-from benchmarks._gravity_parts import cpu_seconds, part
+from benchmarks._gravity_parts import part
 from galray.gravity import PotentialSettings, fit_potential
 from galray.mocks import PlummerSphere
 from galray.phasespace import Ball, ScoreSettings, build_model, load_model, objective, save_model
@@ -121,17 +121,30 @@ class _Mean:
 
 
 def invert(
-    sphere: PlummerSphere, w: Tensor, scores: Tensor, *, draws: int = 1, **update: Any
+    label: str, sphere: PlummerSphere, w: Tensor, scores: Tensor, *, draws: int = 1, **update: Any
 ) -> tuple[dict[str, float], float]:
-    """Figures of the potential fitted to scores, averaged over draws of its centres, and its CPU-seconds."""
+    """Figures of the potential fitted to scores, averaged over draws of its centres, and its CPU-seconds.
+
+    Arguments:
+        label: Names the stars and the scores, by which the figures are kept on the disk.
+        sphere: The truth.
+        w: Stars (n, 6).
+        scores: At the stars, (n, 6).
+        draws: Fits, each with other centres.
+        update: Settings that differ from `POTENTIAL`, and ``partner``.
+    """
     partner = update.pop("partner", None)
     settings = POTENTIAL.model_copy(update=update)
-    begin = cpu_seconds()
-    fields = [
-        fit_potential(scores, w, settings, seed=seed, ball=BALL, partner=partner) for seed in range(draws)
-    ]
-    spent = cpu_seconds() - begin
-    return judge(_Mean(fields), sphere), spent
+    task = {"what": label, "potential": settings.model_dump(mode="json"), "draws": draws, "stars": len(w)}
+
+    def work(folder: Path) -> dict[str, Any]:
+        fields = [
+            fit_potential(scores, w, settings, seed=seed, ball=BALL, partner=partner) for seed in range(draws)
+        ]
+        return {"figures": judge(_Mean(fields), sphere)}
+
+    found, _ = part(task, work)
+    return found["figures"], found["cpu_seconds"]
 
 
 def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
@@ -150,7 +163,7 @@ def measure(bench: Bench) -> None:
     for realisation in range(realisations):
         sphere, w = stars(count, realisation)
         score, spent = member(count, realisation, 0, "", epochs)
-        note("one", invert(sphere, w, score, draws=DRAWS), spent)
+        note("one", invert(f"one network, realisation {realisation}", sphere, w, score, draws=DRAWS), spent)
     # what the form of the equation and more networks do, on the first realisation
     sphere, w = stars(count, 0)
     whole = [member(count, 0, number, "", epochs) for number in range(MEMBERS)]
@@ -158,14 +171,15 @@ def measure(bench: Bench) -> None:
     mean, spent = sum(s for s, _ in whole) / MEMBERS, sum(t for _, t in whole)
     (first, second), pair_spent = (s for s, _ in halves), sum(t for _, t in halves)
     exact = sphere.score(w)
-    note("all", invert(sphere, w, mean, draws=DRAWS), spent)
-    note("all, instrument", invert(sphere, w, mean, form="instrument"), spent)
-    note("all, stein", invert(sphere, w, mean, form="stein"), spent)
-    note("halves, plain", invert(sphere, w, first), pair_spent / 2)
-    note("halves, crossed", invert(sphere, w, first, partner=second), pair_spent)
-    note("halves, stein", invert(sphere, w, first, partner=second, form="stein"), pair_spent)
-    note("exact", invert(sphere, w, exact, draws=DRAWS), 0.0)
-    note("exact, stein", invert(sphere, w, exact, form="stein"), 0.0)
+    averaged = f"{MEMBERS} networks"
+    note("all", invert(averaged, sphere, w, mean, draws=DRAWS), spent)
+    note("all, instrument", invert(averaged, sphere, w, mean, form="instrument"), spent)
+    note("all, stein", invert(averaged, sphere, w, mean, form="stein"), spent)
+    note("halves, plain", invert("first half", sphere, w, first), pair_spent / 2)
+    note("halves, crossed", invert("halves", sphere, w, first, partner=second), pair_spent)
+    note("halves, stein", invert("halves", sphere, w, first, partner=second, form="stein"), pair_spent)
+    note("exact", invert("exact score", sphere, w, exact, draws=DRAWS), 0.0)
+    note("exact, stein", invert("exact score", sphere, w, exact, form="stein"), 0.0)
     _rows(bench, f"Plummer, {count} stars", found)
 
 

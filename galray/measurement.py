@@ -193,6 +193,7 @@ def least_squares_check(
         x,
         num_velocities=settings.num_velocities,
         form=settings.form,
+        clip=settings.clip,
         generator=torch.Generator().manual_seed(seed),
         batch_size=settings.batch_size,
     )

@@ -183,6 +183,8 @@ class LeastSquaresField(Exportable):
         ball: Any object with ``center`` and ``radius``.
         num_velocities: Velocities at each position.
         form: As in `least_squares`.
+        partner: As in `least_squares`.
+        clip: As in `least_squares`.
         seed: Seed of the velocities.
         batch_size: Phase-space points scored at once.
     """
@@ -194,6 +196,8 @@ class LeastSquaresField(Exportable):
         *,
         num_velocities: int = 2000,
         form: Form = "instrument",
+        partner: Any = None,
+        clip: float | None = None,
         seed: int = 0,
         batch_size: int = 50_000,
     ) -> None:
@@ -201,6 +205,8 @@ class LeastSquaresField(Exportable):
         self.region: Region = as_region(ball)
         self.num_velocities = num_velocities
         self.form: Form = form
+        self.partner = partner
+        self.clip = clip
         self.seed = seed
         self.batch_size = batch_size
 
@@ -208,15 +214,21 @@ class LeastSquaresField(Exportable):
         """a(x) in (km/s)²/kpc, shape (*, 3)."""
         x = as_positions(x)
         generator = torch.Generator().manual_seed(self.seed)
+        # the weights of ``combined`` are one covariance of all positions, so these stay together
+        together = (
+            self.batch_size // self.num_velocities if self.form != "combined" else len(x.reshape(-1, 3))
+        )
         parts = [
             least_squares(
                 self.model,
                 chunk,
                 num_velocities=self.num_velocities,
                 form=self.form,
+                partner=self.partner,
+                clip=self.clip,
                 generator=generator,
                 batch_size=self.batch_size,
             )
-            for chunk in x.reshape(-1, 3).split(max(1, self.batch_size // self.num_velocities))
+            for chunk in x.reshape(-1, 3).split(max(1, together))
         ]
         return torch.cat(parts).reshape(x.shape) if parts else torch.empty_like(x)

@@ -199,6 +199,8 @@ class LeastSquaresSettings(Settings):
     """Which estimating equation: see `galray.gravity.boltzmann`."""
     num_velocities: int = Field(default=2000, ge=8)
     """Velocities drawn at each position."""
+    clip: float | None = Field(default=None, gt=1)
+    """Velocities whose residual exceeds so many robust standard deviations are set aside; none keeps all."""
     batch_size: int = Field(default=50_000, gt=0)
     """Phase-space points scored at once."""
 

@@ -209,6 +209,8 @@ def test_selections_that_make_no_sense_are_refused(plummer):
     deconvolving = ScoreSettings(noise=NoiseSettings(treatment="deconvolve"))
     with pytest.raises(GalrayError, match="deconvolves errors"):
         objective("score", deconvolving, selection=SLOPED)
+    with pytest.raises(ValueError, match="has an objective of its own"):
+        ScoreSettings(objective="sliced", noise=NoiseSettings(treatment="deconvolve"))
     broken = SelectionEfficiency(lambda x: torch.full((len(x),), math.nan, dtype=x.dtype))
     with pytest.raises(GalrayError, match="whole ball"):
         build_model("score", ScoreSettings(), ball, train, seed=1, selection=broken)

@@ -100,3 +100,13 @@ class ScoreSettings(Settings):
     fast ones cannot rule a step; none weighs all alike. The loss stays exact."""
     noise: NoiseSettings = NoiseSettings()
     """What training does with measurement errors."""
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> ScoreSettings:
+        plain = self.objective == "implicit" and self.velocity_weight is None
+        if self.noise.treatment == "deconvolve" and not plain:
+            raise ValueError(
+                "noise.treatment = 'deconvolve' has an objective of its own: leave objective and "
+                "velocity_weight at their defaults"
+            )
+        return self

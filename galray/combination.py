@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
-from galray import gravity, summary
+from galray import gravity, steady_state, summary
 from galray.catalog import ShardStore
 from galray.config import RunConfig
 from galray.ensemble import Estimate, MemberSpec, MemberStore, combine_family, combine_methods
@@ -27,6 +26,7 @@ from galray.units import MSUN_PC3
 
 __all__ = ["account", "combine_run", "moments_summary", "sample_stars"]
 
+MIN_TEST_STARS = 5_000  # fewer say nothing of equilibrium
 NUM_BARYON_DRAWS = 32
 NUM_REPORT_STARS = 50_000
 
@@ -79,11 +79,25 @@ def combine_run(
     if np.nanmax(np.abs(spread)) > 0:
         estimates = {name: e.with_term("baryons", spread, NUM_BARYON_DRAWS) for name, e in estimates.items()}
     true = summary.truth_values(truth, places, kernel) if truth else None
+    stars = steady_state.stars_of(store)
+    tests = gravity.stellar_tests(stars, mirror=truth is not None) if len(stars) >= MIN_TEST_STARS else None
+    residuals = steady_state.residual_maps(folder, specs, stars)
+    equilibrium = steady_state.verdict(
+        places,
+        estimates,
+        RunDirectory(config).outcome("moments") or {},
+        tests=tests,
+        residuals=residuals,
+        truth=truth,
+    )
+    if tests is not None:
+        estimates = steady_state.with_disturbances(estimates, places, tests, len(stars))
 
     results = folder / "results"
     results.mkdir(exist_ok=True)
     maps = {name: map_values(places, method.evaluations) for name, method in methods.items()}
-    summary.write_tables(results, places, estimates, true, maps)
+    cells = steady_state.residual_cells(residuals)
+    summary.write_tables(results, places, estimates, true, maps, cells)
     halo = fit_haloes(config.gravity.halo, places, kernel, estimates, true)
     write_halo(results, halo)
     sample_stars(store, config.seed, results / "stars.parquet")
@@ -91,7 +105,6 @@ def combine_run(
     members = member_rows(folder)
     record = read_json(folder / "provenance.json")
     combined = estimates["combined"]
-    record_of_moments = RunDirectory(config).outcome("moments") or {}
     warnings = []
     for name, estimate in estimates.items():
         warnings += [f"{name}: {member} was left out: {why}" for member, why in estimate.excluded.items()]
@@ -106,7 +119,7 @@ def combine_run(
         "budget": summary.budget_rows(places, estimates),
         "catalog": account(store),
         "halo": halo,
-        "equilibrium": verdict(places, estimates, record_of_moments),
+        "equilibrium": equilibrium,
         "checks": member_checks(config, folder, store, list(specs)),
         "members": members,
         "weights": {}
@@ -176,63 +189,6 @@ def map_values(places: Places, evaluations: list[dict[str, np.ndarray]]) -> dict
         "a_z": acceleration[:, 2],
         "rho": np.mean([e["density"][rows] for e in evaluations], axis=0) / MSUN_PC3,
     }
-
-
-def verdict(places: Places, estimates: dict[str, Estimate], moments: dict[str, Any]) -> dict[str, Any]:
-    """Is the sample in equilibrium, and do the inversions agree? Numbers, a level and a sentence.
-
-    Arguments:
-        places: Where the run measured.
-        estimates: Of every method and combined.
-        moments: Outcome of the moments stage: ``chi2``, ``num_moments``, ``effective_dof``; or empty.
-    """
-    table = [i for i, q in enumerate(places.quantities) if q.profile is None]
-
-    def rows(*names: str) -> list[int]:
-        return [i for i in table if places.quantities[i].name in names]
-
-    def chi2(values: np.ndarray, covariance: np.ndarray) -> gravity.Agreement:
-        return gravity.agreement(values, np.zeros_like(values), covariance, np.zeros_like(covariance))
-
-    combined = estimates["combined"]
-    over = None
-    if moments:
-        dof = round(moments["num_moments"] - moments["effective_dof"])
-        over = gravity.Agreement(moments["chi2"], dof, float(stats.chi2.sf(moments["chi2"], dof)))
-    a_phi, a_r = rows("a_phi"), rows("a_R")
-    along = chi2(combined.value[a_phi], combined.covariance[np.ix_(a_phi, a_phi)])
-    scale = np.abs(combined.value[a_r]).mean()
-    azimuthal = None
-    if along.dof:  # potentials that assume axial symmetry have no azimuthal acceleration to test
-        azimuthal = {"ratio": float(combined.value[a_phi].mean() / scale), "p_value": along.p_value}
-
-    a_z = {p: i for i in rows("a_z") if (p := places.quantities[i].position) is not None}
-    pairs = [(i, a_z[(x, y, -z)]) for (x, y, z), i in a_z.items() if z > 0 and (x, y, -z) in a_z]
-    both = np.zeros((len(pairs), len(places.quantities)))
-    for k, (north, south) in enumerate(pairs):
-        both[k, [north, south]] = 1.0
-    total = both @ combined.value
-    size = np.abs(combined.value[[i for pair in pairs for i in pair]]).mean()
-    asymmetry = {
-        "relative": float(np.sqrt((total**2).mean()) / (2 * size)),
-        "p_value": chi2(total, both @ combined.covariance @ both.T).p_value,
-    }
-    agreements = {}
-    names = [name for name in estimates if name != "combined"]
-    compared = rows("a_R", "a_z")
-    for k, first in enumerate(names):
-        for second in names[k + 1 :]:
-            one, other = estimates[first], estimates[second]
-            agreements[f"{first} and {second}"] = gravity.agreement(
-                one.value[compared],
-                other.value[compared],
-                one.covariance[np.ix_(compared, compared)],
-                other.covariance[np.ix_(compared, compared)],
-            )
-    found = gravity.verdict(
-        overidentification=over, azimuthal=azimuthal, asymmetry=asymmetry, agreements=agreements
-    )
-    return found.to_dict()
 
 
 def account(store: ShardStore) -> dict[str, Any]:

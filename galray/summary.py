@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,7 @@ def write_tables(
     estimates: Mapping[str, Estimate],
     truth: np.ndarray | None,
     maps: Mapping[str, Mapping[str, np.ndarray]],
+    more_cells: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the tables of a run into its results folder.
 
@@ -158,6 +159,7 @@ def write_tables(
         estimates: Of every method and combined.
         truth: True values (Q,), for a mock.
         maps: For each method, ``a_R``, ``a_z`` and ``rho`` at the map's positions, in reported units.
+        more_cells: Further rows of maps.parquet.
     """
     import polars as pl
     from astropy.table import QTable
@@ -190,7 +192,7 @@ def write_tables(
     ]
     schema = {"map": pl.String, "quantity": pl.String, "method": pl.String}
     schema |= dict.fromkeys(("u", "v", "value", "error"), pl.Float64)
-    pl.DataFrame(cells, schema=schema).write_parquet(folder / "maps.parquet")
+    pl.DataFrame([*cells, *more_cells], schema=schema).write_parquet(folder / "maps.parquet")
 
     for name, table in wide_tables(places, estimates, truth).items():
         for ending in ("ecsv", "parquet"):

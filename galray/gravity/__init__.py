@@ -19,6 +19,8 @@ from galray.gravity.settings import (
 if TYPE_CHECKING:
     from galray.gravity.baryons import Baryons, build
     from galray.gravity.boltzmann import LeastSquaresField, least_squares
+    from galray.gravity.consistency import ahead_and_behind, curl_and_divergence, solar_acceleration
+    from galray.gravity.disturbance import disturbance_error
     from galray.gravity.equilibrium import (
         Agreement,
         Verdict,
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "baryons": ("Baryons", "build"),
     "boltzmann": ("LeastSquaresField", "least_squares"),
+    "consistency": ("ahead_and_behind", "curl_and_divergence", "solar_acceleration"),
+    "disturbance": ("disturbance_error",),
     "equilibrium": (
         "Agreement",
         "Verdict",
@@ -126,12 +130,15 @@ __all__ = [
     "StellarTest",
     "Verdict",
     "agreement",
+    "ahead_and_behind",
     "averaging_points",
     "azimuthal_acceleration",
     "boltzmann_residuals",
     "build",
     "check_region",
     "circular_velocity",
+    "curl_and_divergence",
+    "disturbance_error",
     "fit_potential",
     "fit_profile",
     "fit_rotating_frame",
@@ -143,6 +150,7 @@ __all__ = [
     "save_field",
     "smooth",
     "smoothed_density",
+    "solar_acceleration",
     "stellar_tests",
     "surface_density",
     "to_agama",

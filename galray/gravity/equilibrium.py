@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from galray.errors import GalrayError
 from galray.frame import cylindrical
 from galray.gravity.region import as_positions
 from galray.gravity.splines import Array, to_numpy
+from galray.gravity.steadiness import StellarTest
 
 __all__ = [
     "Agreement",
@@ -24,6 +26,12 @@ __all__ = [
     "north_south",
     "verdict",
 ]
+
+_STELLAR = {
+    "vertical": "the stars' vertical streaming",
+    "radial": "the stars' radial streaming",
+    "azimuth": "the stars' velocities ahead of the Sun and behind",
+}
 
 
 def boltzmann_residuals(w: Any, scores: Any, acceleration_field: Any, *, bins: int = 8) -> dict[str, Any]:
@@ -198,6 +206,9 @@ def verdict(
     azimuthal: dict[str, Any] | None = None,
     asymmetry: dict[str, Any] | None = None,
     agreements: dict[str, Agreement] | None = None,
+    stellar: Mapping[str, StellarTest] | None = None,
+    solar: dict[str, Any] | None = None,
+    figures: Mapping[str, float] | None = None,
     threshold: float = 0.01,
 ) -> Verdict:
     """Combine the tests into a sentence.
@@ -209,6 +220,9 @@ def verdict(
         azimuthal: From `azimuthal_acceleration`.
         asymmetry: From `north_south`.
         agreements: Pairs of inversions, by name.
+        stellar: From `stellar_tests`.
+        solar: From `solar_acceleration`.
+        figures: Further numbers to report, without a test.
         threshold: Chance of a warning in equilibrium.
     """
     tests: dict[str, float] = {}
@@ -220,7 +234,19 @@ def verdict(
         tests["symmetry of north and south"] = asymmetry["p_value"]
     for name, result in (agreements or {}).items():
         tests[f"the agreement of {name}"] = result.p_value
+    for name, test in (stellar or {}).items():
+        tests[_STELLAR[name]] = test.p_value
+    if solar is not None:
+        tests["the Sun's acceleration against the rotation curve"] = solar["rotation"].p_value
+        if "gaia" in solar:
+            tests["the Sun's acceleration against Gaia's"] = solar["gaia"].p_value
     numbers = {name: float(p) for name, p in tests.items()}
+    for name, test in (stellar or {}).items():
+        numbers[f"asymmetry of {_STELLAR[name]}"] = test.amplitude
+    if solar is not None:
+        numbers["acceleration at the Sun (m/s²)"] = float(solar["a_m_s2"])
+        numbers["acceleration at the Sun / (v_c²/R0)"] = float(solar["ratio"])
+    numbers.update({name: float(value) for name, value in (figures or {}).items()})
     if azimuthal is not None:
         numbers["a_phi / a_R"] = float(azimuthal["ratio"])
     if asymmetry is not None:

@@ -5,8 +5,9 @@ f(x, v_R, v_φ, v_z) = f(x, −v_R, v_φ, −v_z). So the mean of every function
 vanishes at every place, whatever the gravity and whatever the selection of places: no potential and no
 density is fitted. The functions live in the (z, v_z) plane, where a blow to the disc winds up into a spiral:
 θ is the angle and A the radius there, and every bin of A and of angular momentum L_z (its winding differs)
-has its own mean of sin θ, sin 2θ (vertical) and of v_R (radial). A third test compares the velocities ahead
-of the Sun in azimuth with those behind.
+has its own mean of sin θ (vertical) and of v_R (radial). A Galaxy that is its own mirror image in the plane,
+seen alike on both sides, has no mean of cos θ either: the other half of the spiral. A third test compares
+the velocities ahead of the Sun in azimuth with those behind.
 
 Errors of distance mix the motion of the Sun and of rotation into velocities and break the flip a little.
 With redrawn states the bias is measured on the same stars and taken off to first order.
@@ -28,7 +29,7 @@ from galray.gravity.splines import Array, to_numpy
 
 __all__ = ["StellarTest", "stellar_tests"]
 
-_AMPLITUDES, _MOMENTA = 4, 6  # bins of A and of L_z, at equal numbers of stars
+_AMPLITUDES, _MOMENTA = 4, 10  # bins of A and of L_z, at equal numbers of stars
 _RADII, _HEIGHTS = 6, 4  # bins of R and of |z| for ahead against behind
 _MIN_STARS = 20 * _AMPLITUDES * _MOMENTA
 _CHUNK = 100_000
@@ -54,11 +55,13 @@ class StellarTest:
     amplitude_error: float
 
 
-def stellar_tests(w: Any, *, redraws: Sequence[Any] = ()) -> dict[str, StellarTest]:
+def stellar_tests(w: Any, *, mirror: bool = True, redraws: Sequence[Any] = ()) -> dict[str, StellarTest]:
     """Test stars for equilibrium: ``vertical`` and ``radial`` streaming, and ``azimuth``.
 
     Arguments:
         w: States (n, 6) of stars around the Sun in kpc and km/s.
+        mirror: Stars north and south of the plane were selected alike, so that cos θ may be tested too. Dust
+            does not do that; without it a spiral is seen by half of itself.
         redraws: The same stars, row by row, redrawn from their errors, each (n, 6); NaN for a star whose
             redraw is no star. Their mean difference from `w` is taken off.
 
@@ -77,9 +80,8 @@ def stellar_tests(w: Any, *, redraws: Sequence[Any] = ()) -> dict[str, StellarTe
                 f"redrawn states of shape {other.shape} for stars of shape {states.shape}",
                 "redraw the same stars, row by row, with NaN for those that are lost",
             )
-    bins = _Bins(cylindrical(states))
-    size = bins.count
-    sums = {"vertical": _Sums(2 * size), "radial": _Sums(size)}
+    bins = _Bins(cylindrical(states), mirror)
+    sums = {"vertical": _Sums((1 + mirror) * bins.count), "radial": _Sums(bins.count)}
     sides = _Sums(3 * 2 * _RADII * _HEIGHTS)
     for start in range(0, len(states), _CHUNK):
         rows = slice(start, start + _CHUNK)
@@ -109,7 +111,8 @@ class _Sums:
 class _Bins:
     """Bin edges and scales, from the stars as they are."""
 
-    def __init__(self, c: Array) -> None:
+    def __init__(self, c: Array, mirror: bool) -> None:
+        self.mirror = mirror
         radius, z, v_radius, v_z = c[:, 0], c[:, 2], c[:, 3], c[:, 5]
         self.height, self.speed = float(np.median(np.abs(z))), float(np.median(np.abs(v_z)))
         self.radial_speed2 = float(np.median(np.abs(v_radius))) ** 2
@@ -133,7 +136,8 @@ class _Bins:
         cell = cell + np.searchsorted(self.momenta, c[:, 0] * c[:, 4])
         v_radius = c[:, 3]
         radial = v_radius / np.sqrt(v_radius**2 + self.radial_speed2)
-        vertical = [_placed(f, cell, self.count) for f in (np.sin(theta), np.sin(2 * theta))]
+        halves = (np.sin(theta), np.cos(theta)) if self.mirror else (np.sin(theta),)
+        vertical = [_placed(half, cell, self.count) for half in halves]
         return {
             "vertical": np.concatenate(vertical, 1),
             "radial": _placed(radial, cell, self.count),

@@ -62,6 +62,8 @@ def _scale(quantity: str, frame: Any) -> tuple[float, str]:
         return 1e-3, r"10^3\,\mathrm{km^2\,s^{-2}\,kpc^{-1}}"
     if quantity == "K_z":  # profiles hold |K_z| / 2πG, the surface density that would pull as much
         return 1.0, unit_math("Msun/pc2")
+    if quantity == "residual":
+        return 1.0, r"\mathrm{Gyr}^{-1}"
     if not quantity.startswith("rho"):
         return 1.0, ""
     if "unit" in frame.columns and frame.height:

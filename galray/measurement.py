@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from galray.catalog import ShardStore
+from galray.catalog import ShardStore, observer_of, state_covariances
 from galray.config import RunConfig
 from galray.ensemble import bootstrap_indices, report_progress, split_indices
 from galray.errors import GalrayError
@@ -26,13 +26,14 @@ from galray.gravity import (
     MomentsSettings,
     MomentSums,
     SplineField,
+    StarErrors,
     fit_potential,
     least_squares,
     save_field,
     smoothed_density,
 )
 from galray.gravity.moment_sums import fold
-from galray.phasespace import Ball, build_model, run_checks, save_model
+from galray.phasespace import Ball, attach_errors, build_model, posterior_stars, run_checks, save_model
 from galray.phasespace.models import empty_model
 from galray.provenance import write_atomic
 from galray.results import Places
@@ -93,6 +94,33 @@ def member_states(store: ShardStore, spec: dict[str, Any]) -> np.ndarray:
     return store.states(dtype=np.float32)
 
 
+def error_covariances(
+    store: ShardStore, draw_seed: int | None, shards: list[int] | None = None
+) -> np.ndarray:
+    """Covariances of the errors in the rows of a store, (n, 6, 6); a redraw holds the noise twice."""
+    return state_covariances(store, shards) * (1.0 if draw_seed is None else 2.0)
+
+
+def noisy_states(store: ShardStore, spec: dict[str, Any]) -> np.ndarray:
+    """The same with the stars' errors: rows of `attach_errors`, (N, 27), float32."""
+    if not spec["draw"]:
+        rows = attach_errors(store.states(dtype=np.float64), error_covariances(store, None))
+    else:
+        draw = store.draw(spec["streams"]["draw"])
+        covariance = error_covariances(store, spec["streams"]["draw"])
+        rows = attach_errors(draw.states, covariance[draw.index])
+    return rows.numpy().astype(np.float32)
+
+
+def with_observer(model_settings: Any, store: ShardStore) -> Any:
+    """A model's settings, with the Sun as the observer whose errors are deconvolved where none is named."""
+    noise = model_settings.noise
+    if noise.treatment == "ignore" or noise.observer is not None:
+        return model_settings
+    noise = noise.model_copy(update={"observer": observer_of(store)})
+    return model_settings.model_copy(update={"noise": noise})
+
+
 def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> dict[str, Any]:
     """Train one model, turn it into gravity, evaluate it; leaves everything in `folder`.
 
@@ -112,10 +140,11 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     target.mkdir(parents=True, exist_ok=True)
     family = spec["family"]
     settings = getattr(config.training, family)
-    model_settings = getattr(config, family)
+    model_settings = with_observer(getattr(config, family), store)
+    deconvolve = model_settings.noise.treatment == "deconvolve"
     begin = time.perf_counter()
 
-    states = member_states(store, spec)
+    states = noisy_states(store, spec) if deconvolve else member_states(store, spec)
     train_rows, validation_rows = split_indices(
         len(states), settings.validation_fraction, spec["streams"]["split"]
     )
@@ -127,7 +156,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
 
     assert store.ball is not None
     ball = Ball(store.ball.center, store.ball.radius)
-    model = build_model(family, model_settings, ball, train, seed=seed)
+    model = build_model(family, model_settings, ball, train[:, :6], seed=seed)
     curve: list[dict[str, Any]] = []
 
     def on_epoch(row: dict[str, Any]) -> None:
@@ -162,7 +191,9 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     shutil.rmtree(target / "checkpoint", ignore_errors=True)  # of use until the weights are safe, and large
     trained = time.perf_counter()
 
-    field = field_of_model(model, train, config, seed)
+    # Gravity is fitted where the stars of f are, not where their errors put them.
+    stars = posterior_stars(model, train, model_settings.noise, seed=seed) if deconvolve else train
+    field = field_of_model(model, stars, config, seed)
     save_field(field, target / "field")
     inverted = time.perf_counter()
 
@@ -257,16 +288,22 @@ def shard_sums(task: tuple[str, int, int | None, dict[str, Any], Any]) -> list[M
     """
     path, shard, draw_seed, values, ball = task
     store = ShardStore(path)
+    settings = MomentsSettings.model_validate(values)
     weights = store.weights([shard])
+    index: Any = slice(None)
     if draw_seed is None:
         w = store.states([shard], dtype=np.float64)
     else:
         draw = store.draw(draw_seed, [shard])
-        w = draw.states
-        weights = None if weights is None else weights[draw.index]
-    settings = MomentsSettings.model_validate(values)
+        w, index = draw.states, draw.index
+        weights = None if weights is None else weights[index]
+    errors = None
+    if settings.noise == "deconvolve":
+        errors = StarErrors(error_covariances(store, draw_seed, [shard])[index], observer_of(store))
     moments = Moments(settings, ball)
-    return moments.patch_sums(w, weights) if settings.jackknife == "sky" else [moments.sums(w, weights)]
+    if settings.jackknife == "sky":
+        return moments.patch_sums(w, weights)
+    return [moments.sums(w, weights, errors=errors)]
 
 
 def moment_blocks(

@@ -360,3 +360,33 @@ def test_overrides_of_the_python_call(tmp_path: Path) -> None:
 def test_no_gravity_is_told_where_there_were_no_stars(finished: galray.Run) -> None:
     with pytest.raises(GalrayError, match="beyond the ball"):
         finished.field.acceleration([[99.0, 0.0, 0.0]])
+
+
+def test_members_are_freed_from_the_stars_errors(finished: galray.Run, tmp_path: Path) -> None:
+    store = galray.catalog.ShardStore(finished.folder / "shards")
+    covariance = galray.catalog.state_covariances(store)
+    assert covariance.shape == (store.num_rows, 6, 6)
+    # Two redraws of a star differ by twice its errors: the covariances are those of the draws.
+    first, second = store.draw(1), store.draw(2)
+    _, a, b = np.intersect1d(first.index, second.index, return_indices=True)
+    pairs = first.states[a] - second.states[b]
+    expected = 2 * np.einsum("nii->ni", covariance)[first.index[a]]
+    ratio = np.median(pairs**2 / expected, axis=0) / 0.4549  # the median of χ² with one degree of freedom
+    np.testing.assert_allclose(ratio, 1.0, atol=0.06)
+
+    settings = json.loads(load_config(finished.folder / "config.toml").model_dump_json())
+    settings["score"]["noise"] = {"treatment": "deconvolve", "draws": 4}
+    spec = json.loads(next(finished.folder.glob("members/000*/spec.json")).read_text())
+    spec |= {"draw": 1, "streams": spec["streams"] | {"draw": 5}}
+    context = {"config": settings, "store": str(store.path)}
+    result = measurement.run_member(spec, str(tmp_path), context)
+    assert result["epochs"] == 2
+    described = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert described["settings"]["noise"]["observer"][:3] == list(store.frame.sun_position)
+    assert any(name.endswith("of noisy stars") for name in json.loads((tmp_path / "checks.json").read_text()))
+
+    moments = load_config(finished.folder / "config.toml").gravity.moments
+    field, _ = measurement.measure_moments(store, moments)
+    freed, _ = measurement.measure_moments(store, moments.model_copy(update={"noise": "deconvolve"}))
+    change = np.abs(freed.parameters - field.parameters).max() / np.abs(field.parameters).max()
+    assert 1e-6 < change < 0.1

@@ -256,3 +256,10 @@ def test_stars_that_cannot_be_in_the_ball_stand_where_measured():
 def test_draws_come_in_pairs():
     with pytest.raises(ValidationError, match="must be even"):
         NoiseSettings(draws=3)
+
+
+@pytest.mark.parametrize("which", ["conditional", "continuous"])
+def test_flows_without_a_likelihood_of_f_are_refused(which):
+    form = {"conditional": True} if which == "conditional" else {"position": {"kind": "continuous"}}
+    with pytest.raises(ValidationError, match="deconvolved from the likelihood"):
+        FlowSettings.model_validate({**form, "noise": {"treatment": "deconvolve"}})

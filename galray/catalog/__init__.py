@@ -25,6 +25,7 @@ from galray.catalog.regions import Region
 from galray.catalog.rvs_selection import RVSelection, RVSelectionSettings
 from galray.catalog.settings import BallSettings, CatalogSettings, FrameSettings, StatesSettings
 from galray.catalog.shards import BallRegion, Draw, ShardStore
+from galray.catalog.state_errors import observer_of, state_covariances
 from galray.catalog.summary import StoreSummary, summarize
 from galray.catalog.tracers import TRACERS, CompletenessSettings, ExtinctionSettings, TracerSettings
 from galray.catalog.verification import Verification, verify
@@ -69,10 +70,12 @@ __all__ = [
     "input_units",
     "inspect",
     "jacobian",
+    "observer_of",
     "open_source",
     "parallax_zero_point",
     "parse_cuts",
     "plan",
+    "state_covariances",
     "state_expressions",
     "summarize",
     "verify",

@@ -116,6 +116,11 @@ class Moments(MomentSystem):
         """
         stars, mass, outside = self._inside(w, weights)
         noisy = self._noisy(w, stars, mass, errors)
+        if noisy and selection is not None:
+            raise GalrayError(
+                "a selection's ∇ log ε together with moments.noise = 'deconvolve'",
+                "weigh the stars with 1/ε instead",
+            )
         first = noisy.first_pass() if noisy else self.form.first(stars, mass, selection)
         matrix, vector, spin, counts, power = first
         covariance = None

@@ -135,6 +135,8 @@ class MomentsSettings(Settings):
             )
         if self.pattern_speed == "fit" and self.selection != "known":
             raise ValueError("pattern_speed: 'fit' and an unknown selection are not solved for together")
+        if self.noise != "ignore" and self.jackknife == "sky":
+            raise ValueError("noise: 'deconvolve' goes with jackknife = 'shards'")
         if self.noise != "ignore" and (
             self.basis == "Rz+xyz" or self.selection != "known" or self.pattern_speed
         ):

@@ -57,6 +57,17 @@ class FlowSettings(Settings):
     noise: NoiseSettings = NoiseSettings()
     """What training does with measurement errors."""
 
+    @model_validator(mode="after")
+    def _convolvable(self) -> FlowSettings:
+        if self.noise.treatment == "deconvolve" and (
+            self.conditional or "continuous" in (self.position.kind, self.velocity.kind)
+        ):
+            raise ValueError(
+                "noise: errors in position and velocity are deconvolved from the likelihood of f(x, v); a "
+                "conditional flow has none, and a continuous one is not trained by it"
+            )
+        return self
+
 
 class BaseSettings(Settings):
     """The analytic base that the score network starts from."""

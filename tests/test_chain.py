@@ -372,7 +372,7 @@ def test_members_are_freed_from_the_stars_errors(finished: galray.Run, tmp_path:
     pairs = first.states[a] - second.states[b]
     expected = 2 * np.einsum("nii->ni", covariance)[first.index[a]]
     ratio = np.median(pairs**2 / expected, axis=0) / 0.4549  # the median of χ² with one degree of freedom
-    np.testing.assert_allclose(ratio, 1.0, atol=0.06)
+    np.testing.assert_allclose(ratio, 1.0, atol=0.12)
 
     settings = json.loads(load_config(finished.folder / "config.toml").model_dump_json())
     settings["score"]["noise"] = {"treatment": "deconvolve", "draws": 4}

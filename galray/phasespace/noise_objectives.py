@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from galray.phasespace.noise import draw_errors
 from galray.phasespace.noise_settings import NoiseSettings
+from galray.phasespace.score_matching import ImplicitScoreMatching
+from galray.phasespace.settings import ScoreSettings
 
 __all__ = ["ConvolvedLikelihood", "PosteriorScoreMatching", "posterior_stars"]
 
@@ -100,9 +102,14 @@ class PosteriorScoreMatching(_NoisyStars):
 
     Arguments:
         settings: Number of draws, and the observer.
+        model_settings: Those of the score network, for the weights of the loss; None for the defaults.
     """
 
     name = "implicit score matching of noisy stars"
+
+    def __init__(self, settings: NoiseSettings, model_settings: ScoreSettings | None = None) -> None:
+        super().__init__(settings)
+        self.plain = ImplicitScoreMatching(model_settings)
 
     def weights(self, model: nn.Module, rows: Tensor, w: Tensor, volume: Tensor) -> Tensor:
         """Posterior log weights of draws w (n, K, 6) with log volumes (n, K): shape (n, K)."""
@@ -114,7 +121,7 @@ class PosteriorScoreMatching(_NoisyStars):
         """Mean loss with one new draw of each star's posterior."""
         w, volume = self._draws(model, rows, generator)
         log_weight = self.weights(model, rows, w, volume)
-        return _score_matching(model, _choose(w, log_weight, generator)).mean()
+        return self._score_matching(model, _choose(w, log_weight, generator)).mean()
 
     @torch.no_grad()
     def validate(self, model: nn.Module, rows: Tensor) -> Tensor:
@@ -125,9 +132,26 @@ class PosteriorScoreMatching(_NoisyStars):
         for part in rows.split(_CHUNK):
             w, volume = self._draws(net, part, generator)
             weight = torch.softmax(self.weights(net, part, w, volume), 1)
-            loss = _score_matching(net, w.flatten(0, 1), base_loss=True).view(volume.shape)
+            loss = self._score_matching(net, w.flatten(0, 1), base_loss=True).view(volume.shape)
             found.append((weight.to(loss.dtype) * loss).sum(1))
         return torch.cat(found)
+
+    def _score_matching(self, model: Any, w: Tensor, *, base_loss: bool = False) -> Tensor:
+        """The loss of `ImplicitScoreMatching` at w (n, 6), shape (n,); without the base's part unless asked.
+
+        The base does not learn, so its own part has no gradient, only cost.
+        """
+        dtype = next(model.parameters()).dtype
+        wide = model.chart(w)
+        h, gradient = (t.to(dtype) for t in self.plain.weight(model, w, wide))
+        u = wide.to(dtype)
+        c, divergence = model.correction.value_and_divergence(u)
+        if base_loss:
+            b, base_divergence = model.base.score_and_divergence(u)
+            c, divergence = b + c, base_divergence + divergence
+            return h * (0.5 * c.square().sum(-1) + divergence) + (gradient * c).sum(-1)
+        b = model.base.score(u)
+        return h * (((0.5 * c + b) * c).sum(-1) + divergence) + (gradient * c).sum(-1)
 
 
 def log_ratio(model: Any, w0: Tensor, w: Tensor) -> Tensor:
@@ -152,25 +176,6 @@ def _choose(w: Tensor, log_weight: Tensor, generator: torch.Generator) -> Tensor
     uniform = torch.rand(len(w), 1, generator=generator, dtype=w.dtype, device=generator.device).to(w.device)
     k = (uniform * cumulative[:, -1:] > cumulative[:, :-1]).sum(1)
     return w[torch.arange(len(w), device=w.device), k]
-
-
-def _score_matching(model: Any, w: Tensor, *, base_loss: bool = False) -> Tensor:
-    """The loss of `ImplicitScoreMatching` at w (n, 6), shape (n,); without the base's own part unless asked.
-
-    The base does not learn, so its own part has no gradient, only cost.
-    """
-    dtype = next(model.parameters()).dtype
-    h, gradient = (t.to(dtype) for t in model.chart.edge_weight(w))
-    u = model.chart(w).to(dtype)
-    if base_loss:
-        b, base_divergence = model.base.score_and_divergence(u)
-    else:
-        b, base_divergence = model.base.score(u), None
-    c, divergence = model.correction.value_and_divergence(u)
-    loss = h * (((0.5 * c + b) * c).sum(-1) + divergence) + (gradient * c[:, :3]).sum(-1)
-    if base_divergence is not None:
-        loss = loss + h * (0.5 * b.square().sum(-1) + base_divergence) + (gradient * b[:, :3]).sum(-1)
-    return loss
 
 
 @torch.no_grad()

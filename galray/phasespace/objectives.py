@@ -94,13 +94,14 @@ def objective(kind: str, settings: Any = None, *, selection: SelectionEfficiency
     if selection is not None and (kind != "score" or deconvolves):
         what = "an objective that deconvolves errors" if deconvolves else f"a model of kind '{kind}'"
         raise GalrayError(f"{what} does not correct for a selection", "use a score network without it")
-    if noise is not None and noise.treatment == "deconvolve":
+    if deconvolves:
+        assert noise is not None
         from galray.phasespace.noise_objectives import ConvolvedLikelihood, PosteriorScoreMatching
 
         if kind == "flow":
             return ConvolvedLikelihood(noise)
         if kind == "score":
-            return PosteriorScoreMatching(noise)
+            return PosteriorScoreMatching(noise, settings)
     if kind == "flow":
         return FlowLikelihood(settings)
     if kind == "score":

@@ -226,12 +226,12 @@ def test_both_families_learn_the_score_before_the_errors(kind, tmp_path):
         rows = attach_errors(stars, covariance) if name == "deconvolve" else stars
         family = "flow" if kind == "flow" else "score"
         model = build_model(family, settings, BALL, stars[800:], seed=0)
-        training = TrainingSettings(epochs=10, batch_size=512 if kind == "flow" else 256)
+        training = TrainingSettings(epochs=10, batch_size=256)
         fit(model, objective(family, settings), rows[800:], rows[:800], training, seed=0)
         models[name] = model
     free, ignored, found = (slopes(models[name]) for name in ("free", "ignore", "deconvolve"))
     assert np.abs(ignored - free).max() > 0.1
-    assert np.linalg.norm(found - free) < 0.4 * np.linalg.norm(ignored - free)
+    assert np.linalg.norm(found - free) < 0.5 * np.linalg.norm(ignored - free)
     # What the checks of a model ask of stars of f holds for the posterior's.
     stars = posterior_stars(models["deconvolve"], attach_errors(w, covariance)[:800], DECONVOLVE, seed=1)
     assert abs(stein_identities(models["deconvolve"], stars)["E[v_z s_vz]"].value + 1) < 0.15

@@ -265,5 +265,5 @@ def test_flows_without_a_likelihood_of_f_are_refused(which):
     form = {"conditional": True} if which == "conditional" else {"position": {"kind": "continuous"}}
     with pytest.raises(ValidationError, match="deconvolved from the likelihood"):
         FlowSettings.model_validate({**form, "noise": {"treatment": "deconvolve"}})
-    with pytest.raises(ValidationError, match="objective 'implicit'"):
+    with pytest.raises(ValidationError, match="an objective of its own"):
         ScoreSettings(objective="sliced", noise=DECONVOLVE)

@@ -41,6 +41,7 @@ Populations = Sequence[MomentSums] | Mapping[str, Sequence[MomentSums]]
 
 _CV_FOLDS = 5
 _PILOT_PENALTY = 1e-3
+_SECOND_PILOT_PENALTY = 0.1
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,10 @@ class Moments(MomentSystem):
         parts = [slice(i, None, num_blocks) for i in range(num_blocks)]
         known = [None if errors is None else errors[part] for part in parts]
         first = [
-            self.sums(w[part], weights[part], selection=selection, errors=error, scatter=i == 0)
-            for i, (part, error) in enumerate(zip(parts, known, strict=True))
+            self.sums(w[part], weights[part], selection=selection, errors=error)
+            for part, error in zip(parts, known, strict=True)
         ]
-        found = self.result(first, penalty=_PILOT_PENALTY)  # weighted by the scatter of the first block
+        found = self.result(first, penalty=_SECOND_PILOT_PENALTY)
         theta = np.concatenate(
             [found.potential.parameters, *(s.parameters for s in found.selections.values())]
         )

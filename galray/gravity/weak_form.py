@@ -121,7 +121,7 @@ class WeakForm:
                 for i, term in enumerate(local.terms):
                     k = start + i * family.basis.size + local.columns
                     psi = term.value[:, None] * local.flow
-                    rate = term.free
+                    rate: Array | None = term.free
                     if drift is not None:
                         rate = term.value * drift + (0.0 if rate is None else rate)
                     if rate is not None:

@@ -135,10 +135,10 @@ def test_wild_scores_are_set_aside():
     truth = sphere.potential_field.acceleration(x)
     velocities = sphere.sample_velocity(x, 200, 3)
     model = Wild(sphere, 0.05, 1)
-    for form in ("plain", "instrument", "stein"):
+    for form in ("plain", "instrument"):
         raw = least_squares(model, x, velocities=velocities, form=form)
         clipped = least_squares(model, x, velocities=velocities, form=form, clip=8.0)
-        assert float(relative(clipped, truth).mean()) < 0.5 * float(relative(raw, truth).mean())
+        assert float(relative(clipped, truth).median()) < 0.1 * float(relative(raw, truth).median())
 
 
 def test_a_score_that_is_too_small_leaves_the_instrument_exact():

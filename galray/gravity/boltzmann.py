@@ -33,6 +33,8 @@ __all__ = ["LeastSquaresField", "least_squares"]
 
 Form = Literal["instrument", "stein", "plain", "combined"]
 
+_CLIP_ROUNDS = 4  # what is set aside changes the solution by which it is judged
+
 
 def least_squares(
     model: Any,
@@ -58,7 +60,7 @@ def least_squares(
         partner: A model trained on other stars. ``plain`` then minimises the product of the two models'
             residuals, E[r₁r₂], which has no noise floor; ``combined`` needs it.
         clip: Velocities at which the residual exceeds this many robust standard deviations (1.4826 times
-            the median absolute one at the same position) are set aside, and a is solved for again.
+            the median absolute one at the same position) are set aside.
         generator: What the model's ``sample_velocity`` takes as its source of randomness.
         batch_size: Phase-space points scored at once.
 
@@ -103,11 +105,8 @@ def least_squares(
         part = v[i : i + step]
         w = torch.cat([flat[i : i + step, None].expand(-1, m, -1), part], -1)
         scores = [_score(known, w) for known in (model, partner) if known is not None]
-        keep = torch.ones_like(part[..., :1])
+        keep = torch.ones_like(part[..., :1]) if clip is None else _inliers(part, scores, clip)
         found = _solve(part, scores, "plain" if form == "combined" else form, keep)
-        if clip is not None:
-            keep = _inliers(part, scores, found, clip)
-            found = _solve(part, scores, "plain" if form == "combined" else form, keep)
         parts.append(found)
         if form == "combined":
             moments.append(_moments(part, scores, keep))
@@ -141,12 +140,20 @@ def _solve(v: Tensor, scores: list[Tensor], form: Form, keep: Tensor) -> Tensor:
     return -torch.linalg.solve(centred.mT @ scores[0][..., 3:], centred.mT @ streaming[0])[..., 0]
 
 
-def _inliers(v: Tensor, scores: list[Tensor], a: Tensor, clip: float) -> Tensor:
-    """1 where the (mean) score's residual lies within `clip` robust standard deviations, else 0."""
+def _inliers(v: Tensor, scores: list[Tensor], clip: float) -> Tensor:
+    """1 where the (mean) score's residual lies within `clip` robust standard deviations, else 0: (n, m, 1).
+
+    Judged by the instrument's solution: wild velocity scores pull the plain one through themselves.
+    """
     s = torch.stack(scores).mean(0)
-    residual = ((v * s[..., :3]).sum(-1) + (s[..., 3:] * a[:, None]).sum(-1)).abs()
-    typical = 1.4826 * residual.median(1, keepdim=True).values
-    return (residual <= clip * typical).to(v.dtype)[..., None]
+    streaming = (v * s[..., :3]).sum(-1)
+    keep = torch.ones_like(v[..., :1])
+    for _ in range(_CLIP_ROUNDS):
+        a = _solve(v, [s], "instrument", keep)
+        residual = (streaming + (s[..., 3:] * a[:, None]).sum(-1)).abs()
+        typical = 1.4826 * residual.median(1, keepdim=True).values
+        keep = (residual <= clip * typical).to(v.dtype)[..., None]
+    return keep
 
 
 def _moments(v: Tensor, scores: list[Tensor], keep: Tensor) -> tuple[Tensor, Tensor]:

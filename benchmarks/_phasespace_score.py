@@ -21,7 +21,7 @@ from galray.training import ScoreTrainingSettings, TrainingSettings, fit, split
 
 __all__ = ["averaged", "errors", "measure", "task", "train_part"]
 
-MEMBERS = 3
+MEMBERS = 4
 VECTOR = {"form": "vector", "hidden": (64, 64, 64, 64)}
 
 

@@ -5,7 +5,7 @@
 Rows of groups that are not measured stand in the results as they are, with their own date. What takes long is
 done in parts that are kept under ``runs/benchmarks/phasespace`` by the hash of their task (not of the code:
 ``--again`` measures all anew), so that a start that was interrupted goes on where it stopped. The figure
-``benchmarks/results/phasespace.png`` is drawn from whatever rows there are.
+``benchmarks/results/phasespace.png`` is drawn from whatever rows there are, by ``--only figure`` alone, too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ GROUPS = {
     "flow": "benchmarks._phasespace_flow",
     "noise": "benchmarks._phasespace_noise",
     "training": "benchmarks._phasespace_training",
+    "figure": "benchmarks._phasespace_figure",
 }
 """Each group's module, imported when its rows are asked for; it has ``measure(bench)``."""
 

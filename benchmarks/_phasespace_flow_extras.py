@@ -30,7 +30,7 @@ OBSERVER = (-2.0, 0.0, 0.0)
 
 def step(bench: Bench) -> None:
     """CPU time of an epoch of our loop over that of the barest loop on the same zuko flow and batches."""
-    batch, epochs = 1024, 3 if bench.quick else 8
+    batch, epochs = 1024, 3 if bench.quick else 6
     _, w, _ = stars(2**13 + 64, 1)
     for kind in ("mixture", "nsf"):
         settings = FlowSettings(**_same_zuko(kind))

@@ -33,7 +33,6 @@ TRAINING = TrainingSettings(epochs=20)
 POTENTIAL = PotentialSettings(basis="masses")
 MEMBERS = 2
 _FIXED = {"coordinates", "form", "hidden", "activation", "base"}  # what a member is kept by
-DRAWS = 4  # sets of centres over which the density is averaged
 
 
 def stars(count: int, realisation: int) -> tuple[PlummerSphere, Tensor]:
@@ -107,41 +106,25 @@ def member(count: int, realisation: int, number: int, half: str, epochs: int) ->
     return torch.load(folder / "scores.pt", weights_only=True), found["cpu_seconds"]
 
 
-class _Mean:
-    """The mean of fields: accelerations and densities are linear."""
-
-    def __init__(self, fields: list[Any]) -> None:
-        self.fields = fields
-
-    def acceleration(self, x: Tensor) -> Tensor:
-        return torch.stack([f.acceleration(x) for f in self.fields]).mean(0)
-
-    def mass_density(self, x: Tensor) -> Tensor:
-        return torch.stack([f.mass_density(x) for f in self.fields]).mean(0)
-
-
 def invert(
-    label: str, sphere: PlummerSphere, w: Tensor, scores: Tensor, *, draws: int = 1, **update: Any
+    label: str, sphere: PlummerSphere, w: Tensor, scores: Tensor, **update: Any
 ) -> tuple[dict[str, float], float]:
-    """Figures of the potential fitted to scores, averaged over draws of its centres, and its CPU-seconds.
+    """Figures of the potential fitted to scores, and the CPU-seconds of the fit.
 
     Arguments:
         label: Names the stars and the scores, by which the figures are kept on the disk.
         sphere: The truth.
         w: Stars (n, 6).
         scores: At the stars, (n, 6).
-        draws: Fits, each with other centres.
         update: Settings that differ from `POTENTIAL`, and ``partner``.
     """
     partner = update.pop("partner", None)
     settings = POTENTIAL.model_copy(update=update)
-    task = {"what": label, "potential": settings.model_dump(mode="json"), "draws": draws, "stars": len(w)}
+    task = {"what": label, "potential": settings.model_dump(mode="json"), "stars": len(w)}
 
     def work(folder: Path) -> dict[str, Any]:
-        fields = [
-            fit_potential(scores, w, settings, seed=seed, ball=BALL, partner=partner) for seed in range(draws)
-        ]
-        return {"figures": judge(_Mean(fields), sphere)}
+        field = fit_potential(scores, w, settings, seed=0, ball=BALL, partner=partner)
+        return {"figures": judge(field, sphere)}
 
     found, _ = part(task, work)
     return found["figures"], found["cpu_seconds"]
@@ -151,69 +134,72 @@ def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
 
 
+_CHEAP = "25 %, 95 %, 30 % (a, density rms, L2): FFJORD, 20 CPU-min"
+_BEST = "2.4 %, 22 %, 3.7 % (a, density rms, L2): 960 flows, GPU"
+_LOW = {"a rms": 0.04, "density rms": 0.4, "density L2": 0.08, "CPU time": 1200.0}
+_HIGH = {"a rms": 0.023, "density rms": 0.2, "density L2": 0.037, "CPU time": 10_800.0}
+
+
+def _rows(
+    bench: Bench,
+    text: str,
+    found: list[tuple[dict[str, float], float]],
+    peer: str = "",
+    bars: dict[str, float] | None = None,
+) -> None:
+    """The rows of figures and seconds, the mean over what was found."""
+    seconds = sum(t for _, t in found) / len(found)
+    figures = {**_mean([f for f, _ in found]), "CPU time": seconds}
+    for quantity in ("a rms", "a bias", "density rms", "density L2", "CPU time"):
+        bench.row(
+            f"Plummer, {text}: {quantity}",
+            figures[quantity],
+            "s" if quantity == "CPU time" else "",
+            bar=None if bench.quick else (bars or {}).get(quantity),
+            peer=peer,
+            cpu_seconds=seconds,
+        )
+
+
 def measure(bench: Bench) -> None:
     torch.set_num_threads(1)
     count, epochs = (2**14, 8) if bench.quick else (2**17, 20)
     realisations = 1 if bench.quick else getattr(bench.options, "realisations", 3)
-    found: dict[str, list[tuple[dict[str, float], float]]] = {}
-
-    def note(name: str, inverted: tuple[dict[str, float], float], training: float) -> None:
-        found.setdefault(name, []).append((inverted[0], inverted[1] + training))
-
+    label = f"{count} stars"
+    one = []
     for realisation in range(realisations):
         sphere, w = stars(count, realisation)
         score, spent = member(count, realisation, 0, "", epochs)
-        note("one", invert(f"one network, realisation {realisation}", sphere, w, score, draws=DRAWS), spent)
-    # what the form of the equation and more networks do, on the first realisation
+        figures, more = invert(f"one network, realisation {realisation}", sphere, w, score)
+        one.append((figures, spent + more))
+    _rows(bench, f"{label}, one network, mean of {realisations}", one, _CHEAP, _LOW)
+
+    # what more networks and the form of the equation do, on the first realisation
     sphere, w = stars(count, 0)
     whole = [member(count, 0, number, "", epochs) for number in range(MEMBERS)]
     halves = [member(count, 0, 0, half, epochs) for half in ("first", "second")]
     mean, spent = sum(s for s, _ in whole) / MEMBERS, sum(t for _, t in whole)
-    (first, second), pair_spent = (s for s, _ in halves), sum(t for _, t in halves)
+    (first, second), pair = (s for s, _ in halves), sum(t for _, t in halves)
     exact = sphere.score(w)
-    averaged = f"{MEMBERS} networks"
-    note("all", invert(averaged, sphere, w, mean, draws=DRAWS), spent)
-    note("all, instrument", invert(averaged, sphere, w, mean, form="instrument"), spent)
-    note("all, stein", invert(averaged, sphere, w, mean, form="stein"), spent)
-    note("halves, plain", invert("first half", sphere, w, first), pair_spent / 2)
-    note("halves, crossed", invert("halves", sphere, w, first, partner=second), pair_spent)
-    note("halves, stein", invert("halves", sphere, w, first, partner=second, form="stein"), pair_spent)
-    note("exact", invert("exact score", sphere, w, exact, draws=DRAWS), 0.0)
-    note("exact, stein", invert("exact score", sphere, w, exact, form="stein"), 0.0)
-    _rows(bench, f"Plummer, {count} stars", found)
 
+    def row(
+        text: str,
+        source: str,
+        scores: Tensor,
+        training: float,
+        peer: str = "",
+        bars: dict[str, float] | None = None,
+        **update: Any,
+    ) -> None:
+        figures, more = invert(source, sphere, w, scores, **update)
+        _rows(bench, f"{label}, {text}", [(figures, training + more)], peer, bars)
 
-def _rows(bench: Bench, label: str, found: dict[str, list[tuple[dict[str, float], float]]]) -> None:
-    figures = {name: _mean([f for f, _ in many]) for name, many in found.items()}
-    seconds = {name: sum(t for _, t in many) / len(many) for name, many in found.items()}
-
-    def rows(name: str, text: str, peer: str = "", bars: dict[str, float] | None = None) -> None:
-        for quantity in ("a rms", "a bias", "density rms", "density L2"):
-            bench.row(
-                f"{label}: {text}, {quantity}",
-                figures[name][quantity],
-                bar=None if bench.quick else (bars or {}).get(quantity),
-                peer=peer,
-                cpu_seconds=seconds[name],
-            )
-
-    cheap = "25 %, 95 %, 30 % (a, density rms, L2): FFJORD, 20 CPU-min"
-    best = "2.4 %, 22 %, 3.7 % (a, density rms, L2): 960 flows, GPU"
-    number = len(found["one"])
-    low = {"a rms": 0.04, "density rms": 0.4, "density L2": 0.08}
-    rows("one", f"one network, within 20 CPU-min, mean of {number}", cheap, low)
-    high = {"a rms": 0.023, "density rms": 0.2, "density L2": 0.037}
-    rows("all", f"{MEMBERS} networks, within 3 CPU-h", best, high)
-    rows("all, instrument", f"{MEMBERS} networks, instrument")
-    rows("all, stein", f"{MEMBERS} networks, Stein form")
-    rows("halves, plain", "a network on half the stars, plain", "7.0 %, bias -4.9 %: first trial")
-    rows("halves, crossed", "two networks on halves, crossed", "6.3 %, bias -3.9 %: first trial")
-    rows("halves, stein", "two networks on halves, Stein form", "5.2 %, bias -0.5 %: first trial")
-    rows("exact", "exact score at the stars")
-    rows("exact, stein", "exact score, Stein form: sampling noise alone")
-    limits = (("one", 1200.0, "20 CPU-min"), ("all", 10_800.0, "3 CPU-h"))
-    for name, limit, text in limits:
-        bar = None if bench.quick else limit
-        bench.row(
-            f"{label}: CPU time of the {text} rows", seconds[name], "s", bar=bar, cpu_seconds=seconds[name]
-        )
+    both, name = f"{MEMBERS} networks", "two networks on halves"
+    row(f"mean of {both}", both, mean, spent, _BEST, _HIGH)
+    row("exact score", "exact score", exact, 0.0)
+    row("exact score, Stein form (sampling noise)", "exact score", exact, 0.0, form="stein")
+    row("network on half the stars", "half", first, pair / 2, "7.0 %, bias -4.9 %: first trial")
+    row(f"{name}, crossed", "halves", first, pair, "6.3 %, bias -3.9 %: first trial", partner=second)
+    row(f"{name}, Stein", "halves", first, pair, "5.2 %, bias -0.5 %: trial", partner=second, form="stein")
+    row(f"mean of {both}, instrument", both, mean, spent, form="instrument")
+    row(f"mean of {both}, Stein form", both, mean, spent, form="stein")

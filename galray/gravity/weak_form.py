@@ -114,8 +114,8 @@ class WeakForm:
             drift: Array | None = None
             turned: Array | None = None
             if known is not None:
-                slope = known(stars[:, :3])
-                drift, turned = (stars[:, 3:] * slope).sum(1), (_turning(stars) * slope).sum(1)
+                steep = known(stars[:, :3])
+                drift, turned = (stars[:, 3:] * steep).sum(1), (_turning(stars) * steep).sum(1)
             selected = self._selection_drift(stars)
             for start, family, local in self._locals(stars, patch):
                 for i, term in enumerate(local.terms):

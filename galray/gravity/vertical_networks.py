@@ -147,6 +147,8 @@ class VerticalFlow(nn.Module):
         settings: Sizes and units.
     """
 
+    _log_n_coefficients: Tensor
+
     def __init__(self, stars: VerticalStars, settings: VerticalNetworkSettings) -> None:
         import zuko
 
@@ -216,6 +218,8 @@ class VerticalScore(nn.Module):
         stars: Give the quadratic its variances.
         settings: Sizes and units.
     """
+
+    _curvature: Tensor
 
     def __init__(self, stars: VerticalStars, settings: VerticalNetworkSettings) -> None:
         super().__init__()
@@ -298,8 +302,12 @@ def density_from_force(
         Their densities θ in Msun/pc³, and a(z) of the fit, which is odd in z.
     """
     rows = -FOUR_PI_G * basis.column(z)
-    theta = np.linalg.lstsq(rows / error[:, None], a / error, rcond=None)[0]
-    return theta, lambda heights: -FOUR_PI_G * basis.column(heights) @ theta
+    theta: Array = np.linalg.lstsq(rows / error[:, None], a / error, rcond=None)[0].astype(np.float64)
+
+    def force(heights: Array) -> Array:
+        return np.asarray(-FOUR_PI_G * basis.column(heights) @ theta, dtype=np.float64)
+
+    return theta, force
 
 
 def _instrument(v: Tensor, window: float) -> tuple[Tensor, Tensor]:

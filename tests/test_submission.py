@@ -80,7 +80,8 @@ def head_node(folder: Path):
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
         f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-agent-listen-port={ports[2]}", f"--temp-dir={temporary}", "--object-store-memory=200000000", "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={ports[2]}", f"--temp-dir={temporary}",
+        "--object-store-memory=200000000", "--disable-usage-stats",
     ]  # fmt: skip
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)

@@ -133,7 +133,7 @@ def by_moments(w: np.ndarray, label: str, settings: MomentsSettings) -> dict[str
         speed = moments.result(sums).pattern_speed
         if speed is None:
             return {"known": False}
-        known = {"speed": -speed.value, "error": speed.error} if speed.known else {}
+        known = {"speed": speed.value, "error": speed.error} if speed.known else {}
         return {"known": speed.known, "significance": speed.significance, **known}
 
     task = {"what": f"moments of {label}", "stars": len(w), "settings": settings.model_dump(mode="json")}

@@ -60,7 +60,7 @@ def train_part(task: dict[str, Any]) -> dict[str, Any]:
         **errors(score, exact, held),
         "loss": result.best,
         "best_epoch": result.best_epoch,
-        "path": str(path),
+        "scores": path.name,
     }
 
 
@@ -79,7 +79,9 @@ def errors(score: Tensor, exact: Tensor, held: Tensor) -> dict[str, Any]:
 
 def averaged(found: list[dict[str, Any]]) -> Tensor:
     """The mean of the scores of several parts: shape (8192, 6)."""
-    return torch.stack([torch.from_numpy(np.load(one["path"])).double() for one in found]).mean(0)
+    # By name: the folder of parts may have moved since.
+    paths = [PARTS / "scores" / one["scores"] for one in found]
+    return torch.stack([torch.from_numpy(np.load(path)).double() for path in paths]).mean(0)
 
 
 def task(

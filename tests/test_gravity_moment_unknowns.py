@@ -35,7 +35,7 @@ def gaussian(n, seed, *, k=ROUND, sigma=60.0, omega=0.0, tilt=(0.0, 0.0, 0.0)):
     rng = np.random.default_rng(seed)
     variance = sigma**2 / (np.array(k) - np.array([omega**2, omega**2, 0.0]))
     x = rng.normal(size=(n, 3)) * np.sqrt(variance) + variance * np.array(tilt)
-    v = rng.normal(size=(n, 3)) * sigma + omega * np.stack([-x[:, 1], x[:, 0], 0 * x[:, 0]], 1)
+    v = rng.normal(size=(n, 3)) * sigma + omega * np.stack([x[:, 1], -x[:, 0], 0 * x[:, 0]], 1)
     return np.concatenate([x, v], 1)
 
 

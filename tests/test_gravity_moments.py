@@ -150,7 +150,7 @@ def test_known_selection_is_undone_by_weights(off_centre):
     assert errors[1] > 3 * errors[0]
 
 
-@pytest.mark.parametrize("rule", ["cv", "cp", "evidence", 3.0])
+@pytest.mark.parametrize("rule", ["cv", "cv_1se", "cp", "evidence", 3.0])
 def test_every_way_to_choose_the_penalty(solved, rule):
     moments, blocks, _ = solved
     field = moments.solve(blocks, penalty=rule)
@@ -160,6 +160,18 @@ def test_every_way_to_choose_the_penalty(solved, rule):
     assert 3 < field.effective_dof < moments.basis.size
     stiff = moments.solve(blocks, penalty=1e3)
     assert stiff.effective_dof < field.effective_dof
+
+
+def test_one_standard_error_takes_the_smoother_potential(solved):
+    moments, blocks, field = solved
+    smoother = moments.solve(blocks, penalty="cv_1se")
+    ratio = np.array(smoother.penalty) / np.array(field.penalty)
+    assert ratio[0] >= 1
+    np.testing.assert_allclose(ratio, ratio[0])
+    assert smoother.statistics["effective_dof"] <= field.statistics["effective_dof"]
+    x = places()
+    truth = SPHERE.potential_field.acceleration(x)
+    assert float((smoother.acceleration(x) - truth).norm() / truth.norm()) < 0.07
 
 
 def test_north_south_symmetry_is_imposed(off_centre):

@@ -20,8 +20,8 @@ class PatternSpeed:
     """Ω about the Galactic z axis.
 
     Attributes:
-        value: Ω in km/s/kpc, positive from x towards y; the Galaxy turns the other way in galray's frame,
-            so that a bar has Ω < 0. NaN where it cannot be known.
+        value: Ω in km/s/kpc, positive along Galactic rotation (from y towards x in galray's frame). NaN where
+            it cannot be known.
         error: Standard error by jackknife over the blocks; infinite where Ω cannot be known.
         significance: By how many standard deviations the stars' departure from axial symmetry, as far as
             the moments see it, exceeds what an axially symmetric galaxy would show by chance.

@@ -20,8 +20,9 @@ class MomentSums:
         matrix: Σ w (∂ᵥg_k · ∇B_p), and −Σ w g_k v·∇S_q beside it where a selection is solved for: shape
             (moments, splines).
         vector: Σ w (v·∂ₓg_k), with Σ w g_k v·∇log ε of a known selection, shape (moments,).
-        spin: Σ w ∂g_k/∂φ, the change of g_k as its star is turned about the z axis, with Σ w g_k ∂log ε/∂φ
-            of a known selection: what a frame that turns takes from `vector`, per unit of Ω. (moments,).
+        spin: Σ w ∂g_k/∂φ, the change of g_k as its star is turned along Galactic rotation, with Σ w g_k
+            ∂log ε/∂φ of a known selection: what a frame that turns takes from `vector`, per unit of Ω.
+            Shape (moments,).
         scatter: Σ w² ψ ψᵀ of the residual moments ψ under a pilot solution, (moments, moments): the
             covariance of ``vector − matrix @ θ``. None where another block holds it.
         counts: Stars under each test function, shape (moments,).

@@ -39,6 +39,7 @@ __all__ = ["MomentResult", "MomentSums", "Moments", "Populations"]
 Populations = Sequence[MomentSums] | Mapping[str, Sequence[MomentSums]]
 """Blocks of sums of one tracer population, or of several by name."""
 
+_HELD_OUT = ("cv", "cv_1se")  # rules that judge a penalty by blocks left out
 _CV_FOLDS = 5
 _PILOT_PENALTY = 1e-3
 _SECOND_PILOT_PENALTY = 0.1
@@ -282,12 +283,12 @@ class Moments(MomentSystem):
             )
         rule = self.settings.penalty if penalty is None else penalty
         fewest = min(len(blocks) for blocks in populations.values())
-        if rule == "cv" and 0 < fewest < 3:
+        if rule in _HELD_OUT and 0 < fewest < 3:
             raise GalrayError(
                 f"cross-validation of the penalty needs 3 blocks of stars, not {fewest}",
                 "give more blocks or set moments.penalty = 'evidence'",
             )
-        folds = min(fewest, _CV_FOLDS) if rule == "cv" else 0
+        folds = min(fewest, _CV_FOLDS) if rule in _HELD_OUT else 0
         strength = rule if isinstance(rule, (str, tuple)) else (float(rule),)
         unknowns = self._unknowns(self._selections(len(populations)))
         equations = self._equations(populations, self._fixed_speed, folds)

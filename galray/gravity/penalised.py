@@ -17,6 +17,7 @@ __all__ = ["Equations", "Penalty", "Solution", "Unknowns", "Whitener", "solve"]
 _RIDGE = 1e-10  # of the mean diagonal: makes coefficients that no star sees finite
 _SCATTER_RIDGE = 1e-7  # of the unit diagonal of the scaled scatter matrix
 _WEAKEST, _STRONGEST = -9.0, 1.0  # decades of the coarse scan of penalty strengths
+_DECADES_BEYOND = 3  # of its minimum, for the rule of one standard error
 _ROUNDS = 3
 
 
@@ -166,8 +167,8 @@ class _System:
             out += s * r
         return out
 
-    def held_out(self, equations: Sequence[Equations]) -> Callable[[Sequence[float]], float]:
-        """Σ over folds of the misfit of a fold's moments under the solution of the others."""
+    def held_out(self, equations: Sequence[Equations]) -> Callable[[Sequence[float]], np.ndarray]:
+        """The misfit of each fold's moments under the solution of the others, shape (folds,)."""
         reduction = self.unknowns.reduction
         parts = []
         for fold in range(len(equations[0].folds)):
@@ -177,16 +178,16 @@ class _System:
             # |t − Dθ|² from its quadratic form: the whitened folds need not be kept
             parts.append((rest.T @ rest, rest.T @ (self.target - t), d.T @ d, d.T @ t))
 
-        def score(strength: Sequence[float]) -> float:
+        def scores(strength: Sequence[float]) -> np.ndarray:
             prior = self.prior(strength)
-            total = 0.0
+            found = []
             for gram, moment, own, cross in parts:
                 low = linalg.cho_factor(gram + prior, lower=True, check_finite=False, overwrite_a=True)
                 theta = linalg.cho_solve(low, moment, check_finite=False)
-                total += float(theta @ own @ theta - 2 * theta @ cross)
-            return total
+                found.append(float(theta @ own @ theta - 2 * theta @ cross))
+            return np.array(found)
 
-        return score
+        return scores
 
     def criterion(self, rule: str) -> Callable[[Sequence[float]], float]:
         """Mallows' C_p, or −2 log of the marginal likelihood."""
@@ -223,14 +224,19 @@ def solve(
     Arguments:
         unknowns: Reduction, penalties and prior.
         equations: One set per tracer population.
-        penalty: λ (one, or one per penalty), or the rule that chooses it: ``evidence``, ``cp``, ``cv``.
+        penalty: λ (one, or one per penalty), or the rule that chooses it: ``evidence``, ``cp``, ``cv``,
+            ``cv_1se``.
         steps: Strengths tried in the coarse scan: what it finds is then refined.
     """
     system = _System(unknowns, equations)
     num = len(unknowns.penalties)
-    if isinstance(penalty, str):
-        score = system.held_out(equations) if penalty == "cv" else system.criterion(penalty)
-        strength = _search(score, unknowns.penalties, steps)
+    if isinstance(penalty, str) and penalty.startswith("cv"):
+        scores = system.held_out(equations)
+        strength = _search(lambda s: float(scores(s).sum()), unknowns.penalties, steps)
+        if penalty == "cv_1se":
+            strength = _stronger(scores, strength)
+    elif isinstance(penalty, str):
+        strength = _search(system.criterion(penalty), unknowns.penalties, steps)
     else:
         strength = penalty * num if len(penalty) == 1 else penalty
         if len(strength) != num:
@@ -253,6 +259,23 @@ def solve(
         hessian=hessian,
         design=system.design,
     )
+
+
+def _stronger(scores: Callable[[Sequence[float]], np.ndarray], best: tuple[float, ...]) -> tuple[float, ...]:
+    """The strongest common multiple of the best strengths that held-out stars do not tell from the best.
+
+    Cross-validation is flat about its minimum, and its noise lets rough potentials through as often as
+    smooth ones: of what is within one standard error the smoothest is taken (Hastie, Tibshirani & Friedman
+    2009, §7.10). The error is that of the difference, fold by fold.
+    """
+    least, chosen = scores(best), best
+    for step in range(1, 4 * _DECADES_BEYOND + 1):
+        tried = tuple(10.0 ** (0.25 * step) * s for s in best)
+        worse = scores(tried) - least
+        if worse.sum() > np.sqrt(len(worse)) * worse.std(ddof=1):
+            break
+        chosen = tried
+    return chosen
 
 
 def _search(

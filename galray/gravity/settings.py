@@ -76,9 +76,10 @@ class MomentsSettings(Settings):
     """The window on |x − centre| is 1 up to this fraction of the radius and falls to 0 at the border."""
     north_south: bool = False
     """Force Φ(z) = Φ(−z)."""
-    penalty: float | Literal["cv", "cp", "evidence"] = "cv"
-    """Strength of the third-difference penalty, or how to choose it: cross-validation over blocks,
-    Mallows' C_p, or the marginal likelihood of the moments."""
+    penalty: float | Literal["cv", "cv_1se", "cp", "evidence"] = "cv"
+    """Strength of the third-difference penalty, or how to choose it: cross-validation over blocks, the
+    strongest that it does not tell from its best (one standard error), Mallows' C_p, or the marginal likelihood
+    of the moments."""
     penalty_steps: int = Field(default=7, ge=2, le=30)
     """Strengths tried in the coarse scan when the penalty is chosen."""
     min_stars: int = Field(default=30, ge=2)
@@ -94,8 +95,9 @@ class MomentsSettings(Settings):
     selection_amplitude: float = Field(default=2.0, gt=0)
     """Standard deviation of log ε beforehand: what keeps it finite where the stars cannot tell it from Φ."""
     pattern_speed: float | Literal["fit"] = 0.0
-    """Ω about the Galactic centre, in km/s/kpc, of the frame in which the stars are stationary; ``fit``
-    measures it, where the stars are not so axially symmetric that it cannot be known."""
+    """Ω about the Galactic centre, in km/s/kpc and positive along Galactic rotation, of the frame in which
+    the stars are stationary; ``fit`` measures it, where the stars are not so axially symmetric that it
+    cannot be known."""
     positive_mass: bool = False
     """Force ρ ≥ 0 at the nodes of a grid over the ball."""
     jackknife: Literal["shards", "sky"] = "shards"

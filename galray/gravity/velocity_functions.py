@@ -33,7 +33,7 @@ class Term:
         free: v·∂ₓu, shape (n,); None where it vanishes.
         pulls: What multiplies each slope of Φ in ∂ᵥu·∇Φ: slopes along x, y, z for ``xyz``; along R, z, and
             the torque y ∂_xΦ − x ∂_yΦ, for ``Rz``.
-        spin: The derivative of u by a turn of the star about the z axis; None where it vanishes.
+        spin: The derivative of u by a turn of the star along Galactic rotation; None where it vanishes.
     """
 
     value: Array
@@ -104,9 +104,9 @@ def terms(family: Family, functions: tuple[str, ...], w: Any) -> list[Term]:
         if family == "xyz":
             pulls = {i: s for i, s in enumerate(slopes) if s is not None}
             if slopes[0] is not None:
-                spin = -factors[1] * slopes[0]
+                spin = factors[1] * slopes[0]
             if slopes[1] is not None:
-                spin = factors[0] * slopes[1] + (0.0 if spin is None else spin)
+                spin = (0.0 if spin is None else spin) - factors[0] * slopes[1]
         else:
             pulls = {}
             if slopes[0] is not None:

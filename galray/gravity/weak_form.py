@@ -287,8 +287,8 @@ def _on_group(basis: TensorBasis, x: Array) -> tuple[NDArray[np.intp], Array, li
 
 
 def _turning(stars: Array) -> Array:
-    """ẑ × x of stars, shape (n, 3)."""
-    return np.stack([-stars[:, 1], stars[:, 0], np.zeros(len(stars))], 1)
+    """Velocities of a turn at unit angular velocity along Galactic rotation, shape (n, 3)."""
+    return np.stack([stars[:, 1], -stars[:, 0], np.zeros(len(stars))], 1)
 
 
 def _own_components(basis: TensorBasis, stars: Array, direction: Array) -> list[Array | None]:

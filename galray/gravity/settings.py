@@ -78,8 +78,8 @@ class MomentsSettings(Settings):
     """Force Φ(z) = Φ(−z)."""
     penalty: float | Literal["cv", "cv_1se", "cp", "evidence"] = "cv"
     """Strength of the third-difference penalty, or how to choose it: cross-validation over blocks, the
-    strongest that it does not tell from its best (one standard error), Mallows' C_p, or the marginal likelihood
-    of the moments."""
+    strongest that it does not tell from its best (one standard error), Mallows' C_p, or the marginal
+    likelihood of the moments."""
     penalty_steps: int = Field(default=7, ge=2, le=30)
     """Strengths tried in the coarse scan when the penalty is chosen."""
     min_stars: int = Field(default=30, ge=2)

@@ -266,7 +266,7 @@ def test_turning_into_the_ball_keeps_the_axisymmetric_density(galaxy, thin):
 
 
 def test_stellar_halo_is_isotropic_and_isothermal(galaxy):
-    w = galaxy._halo_stars(40_000, np.random.default_rng(7))
+    w = galaxy.sample_halo(40_000, np.random.default_rng(7))
     c = cylindrical(w)
     sigma = galaxy.settings.stellar_halo.sigma_km_s
     np.testing.assert_allclose(c[:, 3:].std(0), 0.985 * sigma, rtol=0.02)  # truncated at the escape speed

@@ -68,11 +68,12 @@ def test_links_out_of_the_run_are_refused(run, tmp_path):
         bundle_run(copy, tmp_path / "bundle")
 
 
-def test_registered_model_loads_and_answers(run, store, registered):
+def test_registered_model_loads_and_answers(run, store, registered, monkeypatch):
     import mlflow
     import pandas as pd
 
-    mlflow.set_tracking_uri(store)
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "registering leaves no trace"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     name, version = registered
     assert (name, version) == ("galray-gravity", "1")
     model = mlflow.pyfunc.load_model(f"models:/{name}@champion")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ def store(tmp_path_factory):
     """Two runs with a few members each, one of which failed."""
     folder = tmp_path_factory.mktemp("store") / "runs"
     none = FamilyDesign(seeds=0)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     for name, rate in (("first", 1e-3), ("second", 3e-3)):
         specs = design(EnsembleSettings(flow=none, moments=none, score=FamilyDesign(seeds=4)), 3, name)
         params = {"training": {"learning_rate": rate, "epochs": 30}}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,22 @@ def predict(source: Any, x: np.ndarray) -> Any:
     return pd.DataFrame(columns)
 
 
+@contextmanager
+def _tracking(uri: str) -> Iterator[None]:
+    """MLflow's global store for a while: it is also an environment variable, which other code reads."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before or "")
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 def register_run(
     folder: Path | str, uri: str = "", *, name: str = MODEL_NAME, alias: str = ALIAS
 ) -> tuple[str, str]:
@@ -125,12 +143,11 @@ def register_run(
     import pandas as pd
     from mlflow.models import infer_signature
 
-    mlflow.set_tracking_uri(store)
     example = pd.DataFrame(sun, columns=["x", "y", "z"])
     headline = run.headline
     with tempfile.TemporaryDirectory() as scratch:
         bundle = bundle_run(run.folder, Path(scratch) / "run")
-        with mlflow.start_run(run_id=identity):
+        with _tracking(store), mlflow.start_run(run_id=identity):
             info = mlflow.pyfunc.log_model(
                 name="gravity",
                 python_model=str(Path(__file__).with_name("gravity_model.py")),

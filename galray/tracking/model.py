@@ -101,7 +101,8 @@ def _tracking(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before or "")
+        nothing: Any = None  # unset, as it is where nobody set it
+        mlflow.set_tracking_uri(nothing)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before

@@ -13,7 +13,8 @@ from benchmarks import Bench
 __all__ = ["draw", "measure"]
 
 _NAME = re.compile(
-    r"^Plummer, (?P<stars>\d+) stars(?:, \d+ epochs)?: (?P<how>one|\d+) (?P<what>score networks?|flows?)\b(?!.*vector form)"
+    r"^Plummer, (?P<stars>\d+) stars(?:, \d+ epochs)?: (?P<how>one|\d+) "
+    r"(?P<what>score networks?|flows?)\b(?!.*vector form)"
 )
 _PEERS = {"one spline flow": (660.0, 0.31), "16 spline flows": (10_800.0, 0.086)}
 """Others' CPU seconds and error at 2¹⁷ stars."""

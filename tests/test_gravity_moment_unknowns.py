@@ -123,7 +123,7 @@ def test_derivatives_of_the_velocity_functions(family):
     names = up_to_order(family, 3) + (("v_phi",) if family == "Rz" else ())
     found = terms(family, names, w)
     step = 1e-6
-    turned = w + step * np.stack([-w[:, 1], w[:, 0], 0 * w[:, 0], -w[:, 4], w[:, 3], 0 * w[:, 0]], 1)
+    turned = w + step * np.stack([w[:, 1], -w[:, 0], 0 * w[:, 0], w[:, 4], -w[:, 3], 0 * w[:, 0]], 1)
     flown = w.copy()
     flown[:, :3] += step * w[:, 3:]
     acceleration = np.array([3.0, -5.0, 7.0])

@@ -11,13 +11,12 @@ import torch
 from pydantic import ValidationError
 from scipy.integrate import solve_ivp
 
-from galray.bar_potential import LongMuraliBar
 from galray.errors import GalrayError
 from galray.frame import cylindrical
 from galray.mocks import BarredGalaxy, BarredGalaxySettings, RotatingIsothermal
 from galray.mocks.rotating_orbits import integrate_rotating, jacobi_energy
 from galray.phasespace import Ball, ExactModel
-from galray.potentials import Composite, MiyamotoNagai, from_dict
+from galray.potentials import Composite, LongMuraliBar, MiyamotoNagai, from_dict
 from galray.units import G
 
 BALL = Ball((-8.122, 0.0, 0.02), 3.0)

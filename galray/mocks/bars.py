@@ -20,12 +20,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from galray.bar_potential import LongMuraliBar
 from galray.frame import GalacticFrame, cartesian
 from galray.mocks.discs import giants
 from galray.mocks.rotating_orbits import integrate_rotating, jacobi_energy
 from galray.mocks.settings import BarredGalaxySettings, DiscSettings
-from galray.potentials import NFW, Composite, MiyamotoNagai
+from galray.potentials import NFW, Composite, LongMuraliBar, MiyamotoNagai
 from galray.units import MSUN_PC3
 
 __all__ = ["BarredGalaxy"]

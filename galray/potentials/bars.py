@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from galray.errors import GalrayError
-from galray.potentials import Potential
+from galray.potentials.base import Potential
 from galray.units import G
 
 __all__ = ["LongMuraliBar"]

@@ -13,9 +13,13 @@ from numpy.testing import assert_allclose
 from scipy.integrate import quad
 
 from galray.dwarf.annihilation import CM_PER_KPC, INNERMOST, d_factor, j_factor, tidal_radius
+from galray.dwarf.core_or_cusp import verdict
 from galray.dwarf.dispersion import dispersion, rings, surface_density
+from galray.dwarf.mass_estimators import walker_mass, wolf_mass
 from galray.dwarf.observation import Galaxy, Observation
-from galray.dwarf.products import PooledHalo, Products, ProductSettings, verdict, walker_mass, wolf_mass
+from galray.dwarf.pooled import PooledHalo
+from galray.dwarf.product_settings import ProductSettings
+from galray.dwarf.products import Products
 from galray.errors import GalrayError
 from galray.galaxies.page import spread
 from galray.units import GEV_PER_CM3, MSUN_PC3, G

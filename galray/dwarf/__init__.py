@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from galray.dwarf.jeans import JeansSolver, inverse_jeans
     from galray.dwarf.jflow import FlowFit, fit_flow
     from galray.dwarf.known import KnownDwarf, find_dwarf, known_dwarfs, published_haloes
+    from galray.dwarf.mass_estimators import walker_mass, wolf_mass
     from galray.dwarf.observation import Galaxy, Observation
     from galray.dwarf.posterior import HaloPosterior
-    from galray.dwarf.products import Products, ProductSettings, walker_mass, wolf_mass
+    from galray.dwarf.product_settings import ProductSettings
+    from galray.dwarf.products import Products
     from galray.dwarf.projected_score import ProjectedScore, fit_projected_score, projected_virial
     from galray.dwarf.reading import DataSettings, read_observation
     from galray.dwarf.spherical_mass import RadialMass
@@ -88,7 +90,7 @@ _HOMES = {
     "KnownDwarf": "known",
     "Observation": "observation",
     "OdeRadialFlow": "flow",
-    "ProductSettings": "products",
+    "ProductSettings": "product_settings",
     "Products": "products",
     "ProjectedScore": "projected_score",
     "RadialMap": "flow",
@@ -112,8 +114,8 @@ _HOMES = {
     "published_haloes": "known",
     "read_observation": "reading",
     "tidal_radius": "annihilation",
-    "walker_mass": "products",
-    "wolf_mass": "products",
+    "walker_mass": "mass_estimators",
+    "wolf_mass": "mass_estimators",
 }
 
 

@@ -5,28 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from galray.dwarf.annihilation import d_factor, j_factor, tidal_radius
-from galray.errors import GalrayError
-from galray.settings import Settings
-from galray.units import G
+from galray.dwarf.core_or_cusp import verdict
+from galray.dwarf.mass_estimators import walker_mass, wolf_mass
+from galray.dwarf.pooled import PooledHalo, SampledHalo, stretch_of
+from galray.dwarf.product_settings import ProductSettings
 
-__all__ = [
-    "LEVELS",
-    "PooledHalo",
-    "ProductSettings",
-    "Products",
-    "Quantity",
-    "SampledHalo",
-    "verdict",
-    "walker_mass",
-    "wolf_mass",
-]
+__all__ = ["LEVELS", "Products", "Quantity"]
 
 Array = NDArray[np.float64]
 
@@ -37,146 +27,6 @@ _STAR_RADII = 80
 
 _LEAST_DARK = 1e-3
 """Where stars would outweigh all mass, the dark density is this part of the total."""
-
-
-class SampledHalo(Protocol):
-    """What a posterior offers: samples of each profile, shape (S, k) at k radii in kpc."""
-
-    def density(self, r: Any) -> Array:
-        """ρ(r), Msun/kpc³."""
-        ...
-
-    def mass(self, r: Any) -> Array:
-        """M(<r), Msun."""
-        ...
-
-    def slope(self, r: Any) -> Array:
-        """γ(r) = −dln ρ/dln r."""
-        ...
-
-    def number_density(self, r: Any) -> Array:
-        """n(r) of the stars, one star in all, kpc⁻³."""
-        ...
-
-    def surface_density(self, radius: Any) -> Array:
-        """Σ(R) of the stars, one star in all, kpc⁻²."""
-        ...
-
-    def dispersion_los(self, radius: Any) -> Array:
-        """σ_los(R), km/s."""
-        ...
-
-    def dispersion_r(self, r: Any) -> Array:
-        """σ_r(r), km/s."""
-        ...
-
-    def anisotropy(self, r: Any) -> Array:
-        """β(r)."""
-        ...
-
-    def half_light_radius(self) -> Array:
-        """Projected half-light radius, kpc, shape (S,)."""
-        ...
-
-
-class ProductSettings(Settings):
-    """What is made of a galaxy's posterior."""
-
-    radii: tuple[float, float] = Field(
-        default=(0.1, 5.0), description="First and last radius of the profiles, in half-light radii."
-    )
-    num_radii: int = Field(default=41, ge=5, description="Radii of the profiles, equal steps in ln r.")
-    central_radius: float = Field(default=0.15, gt=0, description="Radius of the central density, kpc.")
-    angles: tuple[float, ...] = Field(
-        default=(0.1, 0.5),
-        description="Half-angles of the J- and D-factors, deg; the half-light angle joins.",
-    )
-    truncation: Literal["outermost", "tidal"] | float = Field(
-        default="outermost",
-        description="Where the halo ends for J and D: at the outermost member star (the cautious choice), "
-        "at the tidal radius in the Milky Way, or at a radius in kpc.",
-    )
-    host_speed: float = Field(default=200.0, gt=0, description="Circular speed of the host, km/s, for tides.")
-    stellar_mass_scatter: float = Field(
-        default=0.15, ge=0, description="Error of the stars' mass, dex: of their mass-to-light ratio."
-    )
-    core_below: float = Field(
-        default=0.5, description="A dark slope γ below this at the central radius counts as a core."
-    )
-    cusp_above: float = Field(default=0.8, description="One above this counts as a cusp.")
-    certain: float = Field(
-        default=0.95,
-        gt=0.5,
-        lt=1,
-        description="Probability that calls a core or a cusp, or that excludes one.",
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ProductSettings:
-        if not 0 < self.radii[0] < self.radii[1]:
-            raise ValueError(f"products.radii = {self.radii} must rise and be positive")
-        if self.core_below > self.cusp_above:
-            raise ValueError("products.core_below must not exceed products.cusp_above")
-        if any(not 0 < angle < 90 for angle in self.angles):
-            raise ValueError(f"products.angles = {self.angles} must lie between 0 and 90 deg")
-        if isinstance(self.truncation, float) and self.truncation <= 0:
-            raise ValueError("products.truncation must be positive")
-        return self
-
-
-def wolf_mass(dispersion: Array | float, half_radius: Array | float) -> Array | float:
-    """M(<4 R_half/3) = 4 ⟨σ_los²⟩ R_half / G, Wolf et al. (2010), eq. 2, in Msun.
-
-    Arguments:
-        dispersion: Luminosity-weighted line-of-sight dispersion, km/s.
-        half_radius: Projected half-light radius, kpc.
-    """
-    return 4 * dispersion**2 * half_radius / G
-
-
-def walker_mass(dispersion: Array | float, half_radius: Array | float) -> Array | float:
-    """M(<R_half) = (5/2) σ_los² R_half / G, Walker et al. (2009), eq. 11, in Msun.
-
-    Arguments:
-        dispersion: Line-of-sight dispersion, km/s.
-        half_radius: Projected half-light radius, kpc.
-    """
-    return 2.5 * dispersion**2 * half_radius / G
-
-
-class PooledHalo:
-    """The samples of several posteriors of one galaxy together, each with an equal share.
-
-    Arguments:
-        members: The posteriors.
-    """
-
-    def __init__(self, members: Sequence[SampledHalo]) -> None:
-        if not members:
-            raise GalrayError("no finished fit to pool", "run the members first")
-        self.members = list(members)
-
-    def _joined(self, name: str, *arguments: Any) -> Array:
-        parts = [np.asarray(getattr(member, name)(*arguments), dtype=float) for member in self.members]
-        least = min(len(part) for part in parts)
-        rows = [np.linspace(0, len(part) - 1, least).round().astype(int) for part in parts]
-        return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
-
-    @property
-    def stretch(self) -> Array:
-        """Distance of each sample over the nominal one."""
-        lengths = [len(member.half_light_radius()) for member in self.members]
-        least = min(lengths)
-        rows = [np.linspace(0, length - 1, least).round().astype(int) for length in lengths]
-        parts = [_stretch(member) for member in self.members]
-        return np.concatenate([part[row] for part, row in zip(parts, rows, strict=True)])
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if name == "half_light_radius":
-            return lambda: self._joined(name)
-        return lambda r: self._joined(name, r)
 
 
 @dataclass(frozen=True)
@@ -215,45 +65,6 @@ class Quantity:
     def plus(self) -> float:
         """68 % error upwards."""
         return self.quantiles[3] - self.quantiles[2]
-
-
-def verdict(slope: Array, settings: ProductSettings, prior: Array | None = None) -> dict[str, Any]:
-    """Say whether a halo is cored or cuspy by the posterior of its slope at the central radius.
-
-    Arguments:
-        slope: Samples of γ.
-        settings: What counts as a core, as a cusp, and as certain.
-        prior: Samples of γ from the prior: the evidence is the change of the odds.
-
-    Returns:
-        ``verdict``, probabilities of both, and with a prior ln of the Bayes factor of core over cusp. The
-        verdict is ``core`` or ``cusp`` where the slope is certainly one, ``no cusp`` or ``no core`` where
-        only the opposite is excluded (the rest may lie between the two), else ``undecided``.
-    """
-
-    def parts(samples: Array) -> tuple[float, float]:
-        n = len(samples)
-        core = ((samples < settings.core_below).sum() + 0.5) / (n + 1)
-        cusp = ((samples > settings.cusp_above).sum() + 0.5) / (n + 1)
-        return float(core), float(cusp)
-
-    core, cusp = parts(slope)
-    called = "undecided"
-    # where more lies on the core's side: is it certain to be one, or is nothing left for a cusp?
-    if core > cusp and 1 - cusp >= settings.certain:
-        called = "core" if core >= settings.certain else "no cusp"
-    elif cusp > core and 1 - core >= settings.certain:
-        called = "cusp" if cusp >= settings.certain else "no core"
-    found: dict[str, Any] = {"verdict": called, "core": core, "cusp": cusp}
-    found |= {"core_below": settings.core_below, "cusp_above": settings.cusp_above}
-    if prior is not None:
-        prior_core, prior_cusp = parts(prior)
-        found |= {
-            "prior_core": prior_core,
-            "prior_cusp": prior_cusp,
-            "log_bayes_factor": math.log(core / cusp) - math.log(prior_core / prior_cusp),
-        }
-    return found
 
 
 class Products:
@@ -326,7 +137,7 @@ class Products:
         rng = np.random.default_rng(self._seed)
         scatter = 10 ** (self.settings.stellar_mass_scatter * rng.standard_normal((len(n), 1)))
         # the stars were weighed by their light: further away they are brighter, and heavier
-        return self.stellar_mass * _stretch(halo)[:, None] ** 2 * scatter * n
+        return self.stellar_mass * stretch_of(halo)[:, None] ** 2 * scatter * n
 
     # Numbers -------------------------------------------------------------------------------------------
 
@@ -399,7 +210,7 @@ class Products:
                     dark = dark_of.setdefault(id(h), _Dark(self, h))
                     limit = self.truncation(h)
                     # ρ and r of each sample are those at its own distance: J ∝ s⁻³ where D has an error
-                    distance = self.distance * _stretch(h)
+                    distance = self.distance * stretch_of(h)
                     return np.log10(factor(dark, distance, angle, limit))[:, None]
 
                 label = f"log10 {symbol.upper()} within {words}"
@@ -408,7 +219,7 @@ class Products:
 
     def truncation(self, halo: SampledHalo) -> Array:
         """Radius at which the halo ends, of each sample, kpc."""
-        choice, stretch = self.settings.truncation, _stretch(halo)
+        choice, stretch = self.settings.truncation, stretch_of(halo)
         limit: Array
         if choice == "tidal":
             limit = tidal_radius(lambda r: np.asarray(halo.mass(r)), self.distance, self.settings.host_speed)
@@ -493,12 +304,6 @@ class _Dark:
         if self._last is None or not np.array_equal(self._last[0], r):
             self._last = (r, self._products.dark_density(self._halo, r))
         return self._last[1]
-
-
-def _stretch(halo: SampledHalo) -> Array:
-    """Distance of each sample over the nominal one, shape (S,); 1 where the distance has no error."""
-    count = len(halo.half_light_radius())
-    return np.broadcast_to(np.asarray(getattr(halo, "stretch", 1.0), dtype=float), (count,))
 
 
 def _number_density(halo: SampledHalo, r: Array) -> Array:

@@ -16,7 +16,7 @@ from galray.config import read_toml, validate_settings
 from galray.dwarf import HaloFitSettings
 from galray.dwarf.known import find_dwarf
 from galray.dwarf.observation import Galaxy
-from galray.dwarf.products import ProductSettings
+from galray.dwarf.product_settings import ProductSettings
 from galray.dwarf.reading import DataSettings
 from galray.ensemble import EnsembleSettings
 from galray.errors import GalrayError

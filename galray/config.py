@@ -10,6 +10,7 @@ import difflib
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,6 +35,7 @@ __all__ = [
     "MockSettings",
     "RunConfig",
     "load_config",
+    "overrides_of",
     "read_toml",
     "ready_configs",
     "to_toml",
@@ -165,6 +167,20 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
             f"{hint}ready ones are {', '.join(ready)}",
         )
     return validate_settings(RunConfig, read_toml(path), overrides, str(path))
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """Values by dotted key, or in nested sections, as overrides ``a.b=value``."""
+    import tomli_w
+
+    texts = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            texts += [f"{key}.{text}" for text in overrides_of(value)]
+        else:
+            plain = list(value) if isinstance(value, tuple) else value
+            texts.append(f"{key}={tomli_w.dumps({'value': plain}).partition('=')[2].strip()}")
+    return texts
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,13 +7,13 @@ killed run goes on where it stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from galray import __version__
-from galray.config import RunConfig, load_config
+from galray.config import RunConfig, load_config, overrides_of
 from galray.console import Advance, Console
 from galray.errors import GalrayError
 from galray.provenance import content_hash, provenance, write_atomic
@@ -45,25 +45,11 @@ def run(
         overrides: Keys to change, sections joined by two underscores: ``ensemble__concurrent=2``.
     """
     if not isinstance(config, RunConfig):
-        import tomli_w
-
-        texts = []
-        for key, value in _leaves(overrides):
-            text = tomli_w.dumps({"value": value}).partition("=")[2].strip()
-            texts.append(f"{key.replace('__', '.')}={text}")
+        texts = overrides_of({key.replace("__", "."): value for key, value in overrides.items()})
         config = load_config(config, texts)
     elif overrides:
         raise TypeError("overrides go with a file or a name; change a RunConfig by its own model_copy")
     return Pipeline(config, Console(quiet=quiet), overwrite=overwrite).run()
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested sections with their dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class Pipeline:

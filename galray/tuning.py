@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from galray.config import RunConfig, load_config, to_toml, validate_settings
+from galray.config import RunConfig, load_config, overrides_of, to_toml, validate_settings
 from galray.ensemble import Trial, concurrent_members, run_search
 from galray.errors import GalrayError
 from galray.pipeline import Pipeline
@@ -64,6 +64,12 @@ def checked_space(config: RunConfig) -> dict[str, Any]:
             f"tune.family: {settings.family} is not among the run's methods {', '.join(config.methods)}",
             f"add it with --set 'methods=[\"{settings.family}\"]'",
         )
+    if (workers := getattr(config.training, settings.family).max_workers) > 1:
+        raise GalrayError(
+            f"training.{settings.family}.workers = {workers}: each trial trains in one process",
+            f"set it to 1 for the search (--set training.{settings.family}.workers=1); a larger "
+            "tune.trials and ensemble.concurrent use the cluster",
+        )
     own: dict[str, Any] = {}
     for key, one in settings.space.items():
         for corner in one.corners:
@@ -78,7 +84,7 @@ def checked_space(config: RunConfig) -> dict[str, Any]:
 def _with(config: RunConfig, choices: Mapping[str, Any], source: str = "tune") -> RunConfig:
     """The configuration with some keys changed."""
     return validate_settings(
-        RunConfig, config.model_dump(mode="json"), config.tune.choices(choices), source, "mend tune.space"
+        RunConfig, config.model_dump(mode="json"), overrides_of(choices), source, "mend tune.space"
     )
 
 
@@ -132,24 +138,22 @@ def train_trial(
         report(row)
 
     objective = training.objective(family, getattr(config, family))
-    if settings.workers > 1:
-        result = training.fit_distributed(
-            family, model, train, held, settings, seed=seed, storage=target / "checkpoint"
-        )
-        write_atomic(path, result.curve)
-        report(result.curve[result.best_epoch])
-    else:
-        result = training.fit(
-            model, objective, train, held, settings,
-            seed=seed, checkpoint_dir=target / "checkpoint", on_epoch=on_epoch,
-        )  # fmt: skip
+    result = training.fit(
+        model,
+        objective,
+        train,
+        held,
+        settings,
+        seed=seed,
+        checkpoint_dir=target / "checkpoint",
+        on_epoch=on_epoch,
+    )
     model.cpu()
     with torch.no_grad():
         losses = objective.validate(model, objective.prepare(model, held, validation=True))
     np.save(target / "held_out.npy", losses.float().numpy())
     save_model(model, target / "model")
-    return {"best": result.best, "best_epoch": result.best_epoch, "epochs": result.epochs,
-            "seconds": result.seconds}  # fmt: skip
+    return {key: getattr(result, key) for key in ("best", "best_epoch", "epochs", "seconds")}
 
 
 def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool = False) -> TuneResult:
@@ -190,11 +194,6 @@ def _search(config: RunConfig, store: str, folder: Path, own: Mapping[str, Any])
     """Run the trials on the connected cluster."""
     ensemble, settings = config.ensemble, getattr(config.training, config.tune.family)
     slots = concurrent_members(ensemble, config.tune.trials)
-    cpus = ensemble.cpus_per_member
-    if settings.workers > 1:
-        # The workers of a trial's own Ray Train group take the cores; a trial that held one too would leave
-        # its last worker waiting for ever.
-        slots, cpus = max(slots // settings.workers, 1), 0.1
     return run_search(
         "galray.tuning:train_trial",
         config.tune,
@@ -203,8 +202,8 @@ def _search(config: RunConfig, store: str, folder: Path, own: Mapping[str, Any])
         seed=seed_for(config.seed, "tune", "draws") % 2**31,
         epochs=settings.epochs,
         start=own,
-        cpus=cpus,
-        gpus=ensemble.gpus_per_member if settings.workers == 1 else 0,
+        cpus=ensemble.cpus_per_member,
+        gpus=ensemble.gpus_per_member,
         threads=ensemble.threads,
         concurrent=slots,
         max_crashes=ensemble.max_crashes,

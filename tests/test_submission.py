@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 import galray
 from galray.cli import app
-from galray.cluster.submission import JobServer, environment
+from galray.cluster.submission import JobServer
+from galray.commands.jobs import environment
 from galray.errors import GalrayError
 from tests.chain_config import write_config
 

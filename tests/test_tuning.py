@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from galray.config import RunConfig, load_config
+from galray.config import RunConfig, load_config, validate_settings
 from galray.ensemble import SearchRange, TuneSettings, read_trials, run_search
 from galray.errors import GalrayError
 from galray.tuning import checked_space, tune
@@ -126,6 +126,8 @@ def test_ranges_that_mean_nothing_are_refused(given, message):
         ("score.coordinates", "losses do not compare"),
         ("training.score.validation_fraction", "losses do not compare"),
         ("catalog.num_shards", "does not belong to score"),
+        ("score.noise.treatment", "losses do not compare"),
+        ("score.velocity_weight", "losses do not compare"),
     ],
 )
 def test_keys_that_cannot_be_searched_are_refused(key, message):
@@ -147,6 +149,11 @@ def test_every_corner_of_the_space_is_validated_before_anything_runs():
         checked_space(_config(**{"score.activation": ["silu", "relu"]}))
     with pytest.raises(GalrayError, match="no key to vary"):
         checked_space(_config())
+    many = validate_settings(
+        RunConfig, _config(**{RATE: [1e-3]}).model_dump(mode="json"), ["training.score.workers=[1, 2]"]
+    )
+    with pytest.raises(GalrayError, match=r"training\.score\.workers = 2: each trial trains in one process"):
+        checked_space(many)
 
 
 def test_what_is_searched_changes_no_run():

@@ -11,10 +11,9 @@ import logging
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,26 +278,3 @@ def _pack_source(folder: Path) -> None:
 
     source = Path(galray.__file__).parent
     shutil.copytree(source, folder / "galray", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
-
-
-def environment(pairs: Sequence[str]) -> dict[str, str]:
-    """``A=B`` pairs as a dictionary.
-
-    Raises:
-        GalrayError: One is not of that form.
-    """
-    found = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key.isidentifier():
-            raise GalrayError(
-                f"--env {pair}: not of the form NAME=VALUE", "for example --env OMP_NUM_THREADS=4"
-            )
-        found[key] = value
-    return found
-
-
-def write(text: str) -> None:
-    """Print a piece of a log as it comes."""
-    sys.stdout.write(text)
-    sys.stdout.flush()

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from galray.commands.options import ConfigArgument, SetOption
+from galray.errors import GalrayError
 
 if TYPE_CHECKING:
+    from galray.cluster.submission import JobServer
     from galray.config import RunConfig
 
-__all__ = ["app", "submit"]
+__all__ = ["app", "environment", "submit"]
 
 app = typer.Typer(help="Jobs on a distant Ray cluster.", no_args_is_help=True)
 
@@ -40,7 +42,7 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a configuration to a Ray cluster; a second submission goes on where the first stopped."""
-    from galray.cluster.submission import JobServer, environment
+    from galray.cluster.submission import JobServer
     from galray.config import load_config, to_toml
 
     loaded = load_config(config, set_)
@@ -64,8 +66,6 @@ def submit(
 
 def _require_shared(config: RunConfig) -> None:
     """Refuse paths that mean another place on each machine."""
-    from galray.errors import GalrayError
-
     given = {"output": [config.output], "catalog.files": config.catalog.files}
     for key, paths in given.items():
         for path in map(str, paths):
@@ -100,13 +100,13 @@ def status(job: JobArgument, address: AddressOption = "") -> None:
 @app.command()
 def logs(job: JobArgument, address: AddressOption = "", follow: FollowOption = False) -> None:
     """Print what a job has printed."""
-    from galray.cluster.submission import JobServer, write
+    from galray.cluster.submission import JobServer
 
     server = JobServer(address)
     if follow:
         _follow(server, job)
     else:
-        write(server.logs(job))
+        _write(server.logs(job))
 
 
 @app.command()
@@ -118,11 +118,30 @@ def stop(job: JobArgument, address: AddressOption = "") -> None:
     typer.echo("stopping" if stopped else "had ended before")
 
 
-def _follow(server: object, identity: str) -> None:
-    from galray.cluster.submission import JobServer, write
-
-    assert isinstance(server, JobServer)
-    job = server.follow(identity, write)
+def _follow(server: JobServer, identity: str) -> None:
+    job = server.follow(identity, _write)
     typer.echo(f"{job.id}: {job.status}", err=True)
     if job.exit_code:
         raise typer.Exit(job.exit_code)
+
+
+def environment(pairs: list[str]) -> dict[str, str]:
+    """``A=B`` pairs as a dictionary.
+
+    Raises:
+        GalrayError: One is not of that form.
+    """
+    found = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key.isidentifier():
+            raise GalrayError(
+                f"--env {pair}: not of the form NAME=VALUE", "for example --env OMP_NUM_THREADS=4"
+            )
+        found[key] = value
+    return found
+
+
+def _write(text: str) -> None:
+    """Print a piece of a log as it comes."""
+    typer.echo(text, nl=False)

@@ -15,8 +15,8 @@ from galray.ensemble.members import (
 from galray.ensemble.methods import combine_methods
 from galray.ensemble.resample import bootstrap_counts, bootstrap_indices, split_indices
 from galray.ensemble.runner import concurrent_members, run_members
-from galray.ensemble.search import SearchRange, TuneSettings
-from galray.ensemble.searching import Trial, read_trials, run_search
+from galray.ensemble.search import Trial, read_trials, run_search
+from galray.ensemble.search_space import SearchRange, TuneSettings
 from galray.ensemble.store import MemberOutcome, MemberStore, report_progress
 from galray.ensemble.variance import jackknife_covariance, student_factor
 

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from galray import gravity
-from galray.ensemble import BudgetSettings, Estimate, MemberSpec, Term, combine_family, combine_methods
+from galray.ensemble import BudgetSettings, Estimate, Term, combine_family, combine_methods
+from galray.ensemble.fields import member_fields
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame, cylindrical
 from galray.gravity.exports import has_potential
@@ -104,7 +105,7 @@ class RunSource:
         self.kernel = gravity.Kernel.from_settings(config.gravity.kernel)
         self.frame = run.catalog.frame
         self.budget: BudgetSettings = config.ensemble.budget
-        self.members = _members_of(folder)
+        self.members = member_fields(folder)
         if not self.members:
             raise GalrayError(f"{folder}: holds no measured field", "run `galray run` on it first")
         if method != "combined" and method not in self.members:
@@ -273,26 +274,6 @@ def _directions(x: Array) -> tuple[Array, Array]:
     phi = cylindrical(x)[:, 1]
     zero = np.zeros_like(phi)
     return np.stack([-np.cos(phi), np.sin(phi), zero], -1), np.stack([np.sin(phi), np.cos(phi), zero], -1)
-
-
-def _members_of(folder: Path) -> dict[str, list[tuple[MemberSpec, Any]]]:
-    """The finished members of every method with their fields."""
-    from galray.rundir import read_json
-
-    found: dict[str, list[tuple[MemberSpec, Any]]] = {}
-    for result in sorted((folder / "members").glob("[0-9][0-9][0-9]*/result.json")):
-        if read_json(result)["status"] == "finished":
-            spec = MemberSpec.from_dict(read_json(result.parent / "spec.json"))
-            pair = (spec, gravity.load_field(result.parent / "field"))
-            found.setdefault(spec.family, []).append(pair)
-    found = {f: pairs for f, pairs in found.items() if any(not s.bootstrap and not s.draw for s, _ in pairs)}
-    moments = folder / "fields" / "moments"
-    if (moments / "field" / "field.json").is_file():
-        found["moments"] = [(MemberSpec(0, "moments"), gravity.load_field(moments / "field"))]
-        for path in sorted(moments.glob("draw-*/field.json")):
-            spec = MemberSpec(0, "moments", draw=int(path.parent.name.removeprefix("draw-")))
-            found["moments"].append((spec, gravity.load_field(path.parent)))
-    return found
 
 
 def _table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,34 @@ from typing import Any
 import numpy as np
 import torch
 
+from galray.ensemble.members import MemberSpec
 from galray.errors import GalrayError
+from galray.gravity import load_field
 from galray.gravity.exports import Exportable
 from galray.units import to_internal
 
-__all__ = ["FieldEnsemble"]
+__all__ = ["FieldEnsemble", "member_fields"]
+
+
+def member_fields(folder: Path) -> dict[str, list[tuple[MemberSpec, Any]]]:
+    """The finished members of every method of a run that has a full-sample member, with their fields.
+
+    Arguments:
+        folder: The run directory.
+    """
+    found: dict[str, list[tuple[MemberSpec, Any]]] = {}
+    for result in sorted((folder / "members").glob("[0-9][0-9][0-9]*/result.json")):
+        if json.loads(result.read_text())["status"] == "finished":
+            spec = MemberSpec.from_dict(json.loads((result.parent / "spec.json").read_text()))
+            found.setdefault(spec.family, []).append((spec, load_field(result.parent / "field")))
+    found = {f: pairs for f, pairs in found.items() if any(not s.bootstrap and not s.draw for s, _ in pairs)}
+    moments = folder / "fields" / "moments"
+    if (moments / "field" / "field.json").is_file():
+        found["moments"] = [(MemberSpec(0, "moments"), load_field(moments / "field"))]
+        for path in sorted(moments.glob("draw-*/field.json")):
+            spec = MemberSpec(0, "moments", draw=int(path.parent.name.removeprefix("draw-")))
+            found["moments"].append((spec, load_field(path.parent)))
+    return found
 
 
 class FieldEnsemble(Exportable):
@@ -43,21 +67,10 @@ class FieldEnsemble(Exportable):
         Raises:
             GalrayError: The run has no finished member.
         """
-        import json
-
-        from galray.ensemble.members import MemberSpec
-        from galray.gravity import load_field
-
-        fields: dict[str, list[tuple[str, Any]]] = {}
-        for result in sorted((folder / "members").glob("[0-9][0-9][0-9]*/result.json")):
-            if json.loads(result.read_text())["status"] != "finished":
-                continue
-            spec = MemberSpec.from_dict(json.loads((result.parent / "spec.json").read_text()))
-            fields.setdefault(spec.family, []).append((spec.varied, load_field(result.parent / "field")))
-        if (folder / "fields" / "moments" / "field").exists():
-            fields["moments"] = [("base", load_field(folder / "fields" / "moments" / "field"))]
-        if not fields:
+        found = member_fields(folder)
+        if not found:
             raise GalrayError(f"{folder}: holds no finished member", "run `galray run` on it first")
+        fields = {method: [(spec.varied, field) for spec, field in pairs] for method, pairs in found.items()}
         summary = folder / "results" / "summary.json"
         weights = json.loads(summary.read_text()).get("weights") if summary.is_file() else None
         return cls(fields, weights)

@@ -9,7 +9,6 @@ in the ball.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 
 from galray.frame import GalacticFrame, cartesian
-from galray.mocks.discs import giants
+from galray.mocks.discs import giants, star_table
+from galray.mocks.orbits import conserving
 from galray.mocks.rotating_orbits import integrate_rotating, jacobi_energy
 from galray.mocks.settings import BarredGalaxySettings, DiscSettings
 from galray.potentials import NFW, Composite, LongMuraliBar, MiyamotoNagai
@@ -133,15 +133,6 @@ class BarredGalaxy:
         w = torch.cat(parts).numpy()[order]
         population = np.repeat(np.arange(len(counts)), counts)[order]
         magnitude, colour = giants(np.minimum(population, 1), rng)
-        table = pa.table(
-            {
-                **{name: w[:, i] for i, name in enumerate(("x", "y", "z", "vx", "vy", "vz"))},
-                "orbit_id": order.astype(np.int64),
-                "population": pa.array([f"disc_{k}" for k in population]),
-                "abs_g_mag": magnitude,
-                "bp_rp": colour,
-            }
-        )
         description = {
             "mock": "barred_galaxy",
             "seed": seed,
@@ -149,7 +140,8 @@ class BarredGalaxy:
             "frame": self.frame.as_dict(),
             "orbits": account,
         }
-        return table.replace_schema_metadata({"galray": json.dumps(description)})
+        names = pa.array([f"disc_{k}" for k in population])
+        return star_table(w, order, names, magnitude, colour, description)
 
     def starting_states(self, disc: DiscSettings, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """States (n, 6) of a disc at random azimuths in the plane, and their guiding radii (n,)."""
@@ -207,18 +199,7 @@ class BarredGalaxy:
             after = jacobi_energy(self.potential, end, self.pattern_speed)
             return end, (after - before[rows]).abs() / unit
 
-        result, error = follow(torch.arange(n), 1)
-        again = 0
-        for shorter in (3, 9, 27, 81):
-            bad = torch.nonzero(~(error <= self.settings.energy_tolerance)).squeeze(1)
-            if not len(bad):
-                break
-            again += len(bad)
-            result[bad], error[bad] = follow(bad, shorter)
-        if not bool((error <= self.settings.energy_tolerance).all()):
-            raise RuntimeError(f"orbits do not conserve E_J: |ΔE_J|/v_c² up to {error.max().item():.1e}")
-        account = {"orbits": n, "integrated_again": again}
-        return result, {**account, "max_error": error.max().item(), "median_error": error.median().item()}
+        return conserving(follow, n, self.settings.energy_tolerance, "|ΔE_J|/v_c²")
 
     def into_ball(self, w: Tensor) -> Tensor:
         """Those states (m, 6) that lie in the ball, or do after half a turn."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from galray.mocks.orbits import DRIFTS, KICKS
+from galray.mocks.orbits import DRIFTS, KICKS, in_chunks
 from galray.potentials import Potential
 
 __all__ = ["integrate_rotating", "jacobi_energy"]
-
-_CHUNK = 8_192  # stars whose working arrays stay in a core's cache together
 
 
 def jacobi_energy(potential: Potential, w: Tensor, pattern_speed: float) -> Tensor:
@@ -57,24 +56,8 @@ def integrate_rotating(
         The states after `time`, in the order given, shape (n, 6).
     """
     time, max_step = time.to(torch.float64), max_step.to(torch.float64)
-    steps = torch.ceil(time / max_step).clamp_min(1).to(torch.int64)
-    order = torch.argsort(steps, stable=True)
-    result = torch.empty_like(w)
-    chunks = order.split(_CHUNK)[::-1]  # the slow ones first
-    numbers = [int(steps[chunk[-1]]) for chunk in chunks]
-    jobs = (
-        [potential] * len(chunks),
-        [w[chunk].numpy() for chunk in chunks],
-        [(time[chunk] / n).numpy() for chunk, n in zip(chunks, numbers, strict=True)],
-        numbers,
-        [pattern_speed] * len(chunks),
-    )
-    ends = map(_advance, *jobs) if executor is None else executor.map(_advance, *jobs)
-    for chunk, end in zip(chunks, ends, strict=True):
-        result[chunk] = torch.tensor(end)
-        if progress is not None:
-            progress(len(chunk))
-    return result
+    options: dict[str, Any] = {"executor": executor, "progress": progress}
+    return in_chunks(_advance, potential, (w,), time, max_step, pattern_speed, **options)
 
 
 def _advance(

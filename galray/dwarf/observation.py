@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,18 @@ if TYPE_CHECKING:
     from galray.dwarf.settings import HaloFitSettings
     from galray.dwarf.tracers import Tracers
 
-__all__ = ["Galaxy", "Observation", "sky_offsets"]
+__all__ = ["Galaxy", "Observation", "counted", "sky_offsets"]
 
 Array = NDArray[np.float64]
 
 _LIGHT_STARS = 2000
 """Stars that stand for a published profile of the light: it is as certain as their number, 2 %."""
 _GOLDEN = np.pi * (3 - np.sqrt(5))
+
+
+def counted(account: Mapping[str, int]) -> str:
+    """The fate of rows in words: what did not happen is left out."""
+    return ", ".join(f"{name} {count:,}" for name, count in account.items() if count)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from galray.dwarf.observation import Array, Galaxy, Observation, sky_offsets
+from galray.dwarf.observation import Array, Galaxy, Observation, counted, sky_offsets
 from galray.dwarf.tables import Columns, read_columns
 from galray.errors import GalrayError
 from galray.provenance import file_hash
@@ -143,7 +143,7 @@ def read_observation(settings: DataSettings, galaxy: Galaxy) -> Observation:
     account["kept"] = len(observation)
     if observation.num_members < MIN_MEMBERS:
         raise GalrayError(
-            f"{path}: {observation.num_members:.0f} members with velocities, {account}",
+            f"{path}: {observation.num_members:.0f} members with velocities ({counted(account)})",
             f"a profile needs {MIN_MEMBERS} at the least; check the columns and data.min_membership",
         )
     _check_centre(path, observation, observation.x, observation.y)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from galray.cluster import connect
 from galray.console import Console
-from galray.dwarf.observation import Observation
+from galray.dwarf.observation import Observation, counted
 from galray.ensemble import MemberOutcome, MemberSpec, run_members
 from galray.errors import GalrayError
 from galray.galaxies.config import DwarfConfig, load_dwarf_config, recognise
@@ -243,7 +243,9 @@ def _observe_all(
             console.warn(f"{job.name}: {error}")
             continue
         stars = found[job.name]
-        console.say(f"  {job.name:<14} {len(stars)} stars, {stars.num_members:.1f} members; {stars.account}")
+        console.say(
+            f"  {job.name:<14} {len(stars)} stars, {stars.num_members:.1f} members ({counted(stars.account)})"
+        )
     return found
 
 

@@ -105,22 +105,14 @@ def preflight(config: RunConfig) -> None:
 
 def _look_at_files(config: RunConfig) -> str:
     """Open the first input files and look for the columns that the configuration needs; their kind."""
-    from galray import catalog
-    from galray.catalog.readers import open_unit
-    from galray.catalog.selection import Selection
+    from itertools import islice
 
-    found = catalog.plan(config.catalog)
-    forgiven = 0
-    for unit in catalog.input_units(config.catalog)[:NUM_FILES_LOOKED_AT]:
-        try:
-            source = open_unit(unit, config.catalog)
-        except GalrayError:
-            forgiven += 1
-            if forgiven > config.catalog.allow_bad:
-                raise
-            continue
-        Selection(config.catalog, source, "0" * 8, config.seed)
-    return str(found["kind"])
+    from galray.catalog import input_units
+    from galray.catalog.ingest import good_sources
+
+    good = good_sources(input_units(config.catalog), config.catalog)
+    kinds = [kind for _, kind in islice(good, NUM_FILES_LOOKED_AT)]
+    return kinds[0]
 
 
 def _look_at_mock(config: RunConfig) -> str:

@@ -1,5 +1,6 @@
 """Chosen columns and rows of HATS catalogues: local, in S3, over HTTP; and the archive's query."""
 
+import gzip
 import hashlib
 import json
 import re
@@ -106,6 +107,14 @@ def test_stars_that_have_left_their_pixel_are_not_lost(tmp_path):
     assert (4000 << 43) + 5 in rows(tmp_path / "to")["source_id"]
 
 
+def write_bulk(folder):
+    """A release of one bulk file, with its list of checksums."""
+    folder.mkdir()
+    name = "GaiaSource_000000-003111.csv.gz"
+    (folder / name).write_bytes(gzip.compress(b"source_id\n1\n"))
+    (folder / "_MD5SUM.txt").write_text(f"{hashlib.md5((folder / name).read_bytes()).hexdigest()}  {name}\n")
+
+
 def test_a_second_call_does_what_is_missing(hats, tmp_path):
     some = fetch(tmp_path / "to", source=str(hats), columns=["parallax"], files=10)
     assert some["fetched"] == some["files"] == 10
@@ -122,6 +131,12 @@ def test_a_second_call_does_what_is_missing(hats, tmp_path):
         fetch(tmp_path / "to", source=str(hats), columns=["ruwe"])
     with pytest.raises(GalrayError, match="was fetched with where = None, not ruwe < 1"):
         fetch(tmp_path / "to", source=str(hats), columns=["parallax"], where="ruwe < 1")
+    write_bulk(tmp_path / "bulk")
+    with pytest.raises(GalrayError, match="was fetched with source = "):
+        fetch(tmp_path / "to", source=str(tmp_path / "bulk"))
+    fetch(tmp_path / "whole", source=str(tmp_path / "bulk"))
+    with pytest.raises(GalrayError, match="was fetched with source = None, not "):
+        fetch(tmp_path / "whole", source=str(hats), columns=["parallax"])
 
 
 def test_bytes_are_those_of_the_columns(hats, tmp_path):

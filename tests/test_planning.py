@@ -142,6 +142,23 @@ def test_preflight_looks_into_every_one_of_a_few_files(tmp_path: Path) -> None:
         preflight(config)
 
 
+@pytest.mark.parametrize("name", ["aa_first", "zz_last"])
+def test_preflight_forgives_as_many_files_as_may_be_bad(tmp_path: Path, name: str) -> None:
+    config = files_config(tmp_path, stars(20), f"catalog.files={tmp_path}/*.parquet", "catalog.allow_bad=1")
+    (tmp_path / f"{name}.parquet").write_bytes(b"PAR1")
+    preflight(config)
+    assert plan(config)["files"] == "2"
+    stars(20).drop("pmra").write_parquet(tmp_path / f"{name}_too.parquet")
+    with pytest.raises(GalrayError, match=name):
+        preflight(config)
+
+
+def test_preflight_refuses_when_no_file_is_good(tmp_path: Path) -> None:
+    config = files_config(tmp_path, stars(20).drop("pmra"), "catalog.allow_bad=9")
+    with pytest.raises(GalrayError, match="pmra"):
+        preflight(config)
+
+
 def test_tables_of_a_simulation_have_no_errors_to_draw(tmp_path: Path) -> None:
     with pytest.raises(GalrayError, match=r"ensemble\.moments\.draws = 2: 6D tables have no errors"):
         preflight(files_config(tmp_path, states()))

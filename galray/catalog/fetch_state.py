@@ -30,7 +30,8 @@ class Ledger:
 
     Arguments:
         folder: The folder; it exists.
-        about: What is fetched into it. Keys whose values differ from an earlier fetch's are mistakes.
+        about: What is fetched into it. Keys whose values differ from an earlier fetch's, or that one of the
+            two lacks, are mistakes: the folder holds another kind of files then.
 
     Raises:
         GalrayError: The folder holds something else, or cannot be written.
@@ -59,10 +60,11 @@ class Ledger:
                 self._append(json.dumps(asked))
         except OSError as error:
             raise unwritable(self.path, error) from None
-        for key in asked if held is not None and held != asked else ():
-            if held is not None and held.get(key) != asked[key]:
+        held = asked if held is None else held
+        for key in {**asked, **held}:
+            if held.get(key) != asked.get(key) or (key in held) != (key in asked):
                 raise GalrayError(
-                    f"{folder}: was fetched with {key} = {held.get(key)}, not {asked[key]}",
+                    f"{folder}: was fetched with {key} = {held.get(key)}, not {asked.get(key)}",
                     "choose another folder",
                 )
 

@@ -8,24 +8,24 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from galray.catalog.crew import Crew
-from galray.catalog.inputs import input_units
+from galray.catalog.inputs import InputUnit, input_units
 from galray.catalog.manifest import SIDE_FILES, STORE_FORMAT, describe_settings, finished_store, publish
 from galray.catalog.measures import auxiliary_files
 from galray.catalog.quarantine import LOST
-from galray.catalog.readers import open_unit
-from galray.catalog.selection import kind_of
+from galray.catalog.readers import Source, open_unit
+from galray.catalog.selection import Selection, kind_of
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import MANIFEST, ShardStore
 from galray.catalog.stages import Progress, Stages
 from galray.errors import GalrayError
 from galray.provenance import content_hash
 
-__all__ = ["ingest", "plan"]
+__all__ = ["good_sources", "ingest", "plan"]
 
 _LOCK = ".lock"
 
@@ -35,21 +35,48 @@ def plan(settings: CatalogSettings) -> dict[str, Any]:
 
     Returns:
         ``files`` (names of the units of work), ``num_files``, ``bytes``, ``num_shards``; ``kind`` and
-        ``format`` of the first.
+        ``format`` of the first that can be read.
 
     Raises:
-        GalrayError: As `input_units`; or the first file is not of a known form.
+        GalrayError: As `input_units`; or more of the first files than ``allow_bad`` are of no known form.
     """
     units = input_units(settings)
-    source = open_unit(units[0], settings)
+    source, kind = next(good_sources(units, settings))
     return {
         "files": [unit.name for unit in units],
         "num_files": len(units),
         "bytes": sum(unit.size for unit in units),
         "num_shards": settings.num_shards,
         "format": source.format,
-        "kind": kind_of(settings, source),
+        "kind": kind,
     }
+
+
+def good_sources(units: Sequence[InputUnit], settings: CatalogSettings) -> Iterator[tuple[Source, str]]:
+    """Open one unit after another and look for its columns, passing over as many as may be bad.
+
+    Arguments:
+        units: The input.
+        settings: What to read and cut; ``allow_bad`` of the units may be bad, but not all.
+
+    Yields:
+        Each good unit and its kind, ``gaia`` or ``states``.
+
+    Raises:
+        GalrayError: More units cannot be read or lack a column; the last of them is named.
+    """
+    bad = 0
+    for unit in units:
+        try:
+            source = open_unit(unit, settings)
+            kind = kind_of(settings, source)
+            Selection(settings, source, "0" * 8, 0)
+        except GalrayError:
+            bad += 1
+            if bad > settings.allow_bad or bad == len(units):
+                raise
+        else:
+            yield source, kind
 
 
 def ingest(

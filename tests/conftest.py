@@ -42,3 +42,12 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"test data folder {folder} is absent; set GALRAY_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory):
+    """MLflow's server on Postgres, artefacts in S3, for tests marked `cluster`; skips without Postgres."""
+    from tests.mlflow_server import mlflow_on_postgres
+
+    with mlflow_on_postgres(tmp_path_factory.mktemp("mlflow-server")) as server:
+        yield server

@@ -23,7 +23,7 @@ from galray.ensemble import EnsembleSettings, TuneSettings
 from galray.errors import GalrayError
 from galray.gravity import GravitySettings
 from galray.gravity.vertical import VerticalSettings
-from galray.mocks import MilkyWaySettings, ObserveSettings
+from galray.mocks import DustSettings, MilkyWaySettings, ObserveSettings
 from galray.phasespace import FlowSettings, ScoreSettings
 from galray.provenance import content_hash
 from galray.results import PlacesSettings
@@ -51,6 +51,8 @@ class MockSettings(Settings):
 
     galaxy: MilkyWaySettings = MilkyWaySettings()
     observe: ObserveSettings = ObserveSettings()
+    dust: DustSettings | None = None
+    """Dust that dims, reddens and hides the stars; none where not given."""
     rows_per_file: int = Field(default=100_000, gt=0)
     """Rows of one ``GaiaSource_*.csv.gz``."""
 

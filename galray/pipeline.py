@@ -208,7 +208,7 @@ class Pipeline:
     def _make_mock(self, advance: Advance) -> dict[str, Any]:
         from galray.catalog.writers import write_gaia_source
         from galray.cluster import ClusterExecutor
-        from galray.mocks import MilkyWay
+        from galray.mocks import DustMap, MilkyWay
         from galray.mocks.observe import observe
 
         mock = self.config.mock
@@ -220,11 +220,17 @@ class Pipeline:
             executor=ClusterExecutor(),
             progress=lambda done, total: advance(0.7 * done / total, f"{done:,} of {total:,} stars"),
         )
-        observed = observe(states, mock.observe, seed_for(self.config.seed, "mock", "observe"), frame=frame)
+        truth, dust = galaxy.truth(), None
+        if mock.dust is not None:
+            seed = seed_for(self.config.seed, "mock", "dust")
+            dust = DustMap(mock.dust, frame.sun_position, mock.galaxy.ball_radius_kpc, seed)
+            truth["dust"] = dust.to_dict()
+        seed = seed_for(self.config.seed, "mock", "observe")
+        observed = observe(states, mock.observe, seed, frame=frame, dust=dust)
         advance(0.75, "writing GaiaSource files")
         with whole_folder(self.folder / "mock") as temporary:
             files = write_gaia_source(observed, temporary, rows_per_file=mock.rows_per_file)
-        write_atomic(self.folder / "truth.json", galaxy.truth())
+        write_atomic(self.folder / "truth.json", truth)
         return {"stars": observed.num_rows, "files": len(files)}
 
     def run_catalog(self) -> ShardStore:

@@ -8,6 +8,7 @@ from galray.mocks.settings import (
     BarredGalaxySettings,
     BarSettings,
     DiscSettings,
+    DustSettings,
     DwarfObserveSettings,
     KickSettings,
     MilkyWayPotentialSettings,
@@ -19,6 +20,7 @@ from galray.mocks.settings import (
 if TYPE_CHECKING:
     from galray.mocks.bars import BarredGalaxy
     from galray.mocks.discs import MilkyWay
+    from galray.mocks.dust import DustMap
     from galray.mocks.dwarf_observe import observe_dwarf
     from galray.mocks.dwarfs import GAIA_CHALLENGE, DwarfMock, gaia_challenge
     from galray.mocks.eddington import EddingtonSphere
@@ -31,6 +33,8 @@ __all__ = [
     "BarredGalaxy",
     "BarredGalaxySettings",
     "DiscSettings",
+    "DustMap",
+    "DustSettings",
     "DwarfMock",
     "DwarfObserveSettings",
     "EddingtonSphere",
@@ -52,6 +56,7 @@ __all__ = [
 _HOMES = {
     "BarredGalaxy": "bars",
     "RotatingIsothermal": "rotating",
+    "DustMap": "dust",
     "DwarfMock": "dwarfs",
     "GAIA_CHALLENGE": "dwarfs",
     "gaia_challenge": "dwarfs",

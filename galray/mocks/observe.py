@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
+from galray.mocks.dust import DustMap
 from galray.mocks.settings import ObserveSettings
 from galray.units import K_PROPER_MOTION
 
@@ -127,6 +128,7 @@ def observe(
     *,
     frame: GalacticFrame | None = None,
     selection: Selection | None = None,
+    dust: DustMap | None = None,
 ) -> pa.Table:
     """Observe a mock with Gaia.
 
@@ -137,6 +139,7 @@ def observe(
         frame: The frame's numbers; the Sun observes from its origin of velocities.
         selection: ε(x), the probability between 0 and 1 that a star at x (shape (n, 3), kpc) is in the
             catalogue, shape (n,); default: every star is.
+        dust: Dims and reddens the stars, and hides those that it makes too faint.
 
     Returns:
         The columns of ``gaia_source`` that follow from a star's place, motion and magnitude, with Gaia's
@@ -145,7 +148,7 @@ def observe(
     Raises:
         GalrayError: A column is missing, or a star stands at the Sun.
     """
-    return observe_with_truth(table, settings, seed, frame=frame, selection=selection)[0]
+    return observe_with_truth(table, settings, seed, frame=frame, selection=selection, dust=dust)[0]
 
 
 def observe_with_truth(
@@ -155,6 +158,7 @@ def observe_with_truth(
     *,
     frame: GalacticFrame | None = None,
     selection: Selection | None = None,
+    dust: DustMap | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """As `observe`; also the true states of the stars observed, row by row, with their ``source_id``."""
     missing = [
@@ -166,20 +170,30 @@ def observe_with_truth(
         )
     streams = np.random.SeedSequence(seed).spawn(4)
     selection_rng, noise_rng, velocity_rng, other_rng = (np.random.default_rng(s) for s in streams)
+    x = np.stack([table[c].to_numpy() for c in ("x", "y", "z")], -1)
+    if dust is not None:
+        chance = dust.probability(x, table["abs_g_mag"].to_numpy())
+        chosen = selection_rng.random(len(x)) < chance
+        table, x = table.filter(pa.array(chosen)), x[chosen]
     if selection is not None:
-        x = np.stack([table[c].to_numpy() for c in ("x", "y", "z")], -1)
         efficiency = np.asarray(selection(x), dtype=float)
         if efficiency.shape != (len(x),) or not ((efficiency >= 0) & (efficiency <= 1)).all():
             raise GalrayError(
                 "the selection efficiency is not one number from 0 to 1 per star", "scale ε by its maximum"
             )
-        table = table.filter(pa.array(selection_rng.random(len(x)) < efficiency))
+        chosen = selection_rng.random(len(x)) < efficiency
+        table, x = table.filter(pa.array(chosen)), x[chosen]
     w = np.stack([table[c].to_numpy() for c in ("x", "y", "z", "vx", "vy", "vz")], -1)
     frame = frame or GalacticFrame()
     true = observables(w, frame)
     if not np.isfinite(true["parallax"]).all():
         raise GalrayError("a star stands at the Sun's own place", "remove it: its parallax is infinite")
-    photometry = _photometry(table["abs_g_mag"].to_numpy(), table["bp_rp"].to_numpy(), true["parallax"])
+    extinction = np.zeros(len(w)) if dust is None else dust.extinction(x)
+    photometry = _photometry(
+        table["abs_g_mag"].to_numpy() + extinction,
+        table["bp_rp"].to_numpy() + (0.0 if dust is None else dust.settings.reddening * extinction),
+        true["parallax"],
+    )
 
     errors = parallax_error(photometry["phot_g_mean_mag"])[:, None] * np.array(_RELATIVE_ERRORS)
     errors = (settings.noise_scale * errors).astype(np.float32).astype(float)  # Gaia reports single precision
@@ -240,7 +254,7 @@ def observe_with_truth(
 
 
 def _photometry(absolute: np.ndarray, colour: np.ndarray, parallax: np.ndarray) -> dict[str, np.ndarray]:
-    """Apparent magnitudes without extinction; parallax in mas."""
+    """Apparent magnitudes from absolute ones and colours, extinction in both; parallax in mas."""
     g = absolute + 10.0 - 5.0 * np.log10(parallax)
     # G_BP and G_RP straddle G: G − G_RP ≈ 0.5 (G_BP − G_RP) for giants
     rp = g - 0.58 * colour + 0.05 * colour**2

@@ -10,6 +10,7 @@ __all__ = [
     "BarSettings",
     "BarredGalaxySettings",
     "DiscSettings",
+    "DustSettings",
     "DwarfObserveSettings",
     "KickSettings",
     "MilkyWayPotentialSettings",
@@ -179,6 +180,36 @@ class ObserveSettings(Settings):
     """Share of the stars without a radial velocity, independent of everything else."""
     correlation_strength: float = Field(default=0.35, ge=0, le=2)
     """How strongly the five astrometric errors of a star are correlated; 0.35 gives |ρ| of about 0.1."""
+
+
+class DustSettings(Settings):
+    """Dust around the observer, and the magnitude limit by which it hides stars."""
+
+    extinction_mag_kpc: float = Field(default=0.7, ge=0)
+    """Mean extinction A_G per kpc in the plane z = 0."""
+    height_kpc: float = Field(default=0.12, gt=0)
+    """Exponential scale height of the layer."""
+    log_amplitude: float = Field(default=0.8, ge=0, le=3)
+    """Standard deviation of the logarithm of the density, a Gaussian random field; 0 for a smooth layer."""
+    spectrum_slope: float = Field(default=3.0, ge=0, le=6)
+    """γ of the field's power spectrum P(k) ∝ k^−γ."""
+    outer_scale_kpc: float = Field(default=1.5, gt=0)
+    """Wavelength beyond which the spectrum is flat."""
+    clouds: int = Field(default=8, ge=0, le=1000)
+    """Gaussian clouds, at random places near the plane."""
+    cloud_extinction_mag: float = Field(default=0.8, ge=0)
+    """Extinction through the middle of a cloud."""
+    cloud_radius_kpc: float = Field(default=0.12, gt=0)
+    """Standard deviation of a cloud."""
+    cell_kpc: float = Field(default=0.1, gt=0)
+    """Spacing of the grid on which the field is drawn and the extinction is kept."""
+    limit_mag: float | None = 14.7
+    """Apparent G at which half of the stars are seen; none: a star is seen with the probability 10^(−0.4 A),
+    the light that passes, wherever it is."""
+    limit_width_mag: float = Field(default=0.35, gt=0)
+    """Width of the limit, a logistic function of magnitude."""
+    reddening: float = Field(default=0.5, ge=0)
+    """E(BP − RP) / A_G."""
 
 
 class DwarfObserveSettings(Settings):

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
-from galray.frame import cylindrical
+from galray.frame import GalacticFrame, cylindrical
 from galray.mocks import MilkyWay, MilkyWaySettings
 from galray.mocks.discs import sample
 from galray.mocks.orbits import MeridionalOrbits, energy, integrate, pericentre
@@ -58,6 +58,15 @@ def test_mass_model_is_like_the_galaxy(galaxy):
     # K_z / 2πG at 1.1 kpc: about 70 Msun/pc² (Kuijken & Gilmore 1991; Bovy & Rix 2013)
     a = galaxy.potential.acceleration([sun[0], 0.0, 1.1])[2].item()
     assert 60 < -a / (2 * math.pi * G) / 1e6 < 75
+
+
+def test_a_flattened_halo_has_its_density_at_the_sun():
+    settings = MilkyWaySettings.model_validate({"potential": {"halo_flattening": 0.9}})
+    halo = MilkyWay(settings).halo
+    sun = torch.tensor(GalacticFrame().sun_position, dtype=torch.float64)
+    assert halo.mass_density(sun).item() / MSUN_PC3 == pytest.approx(0.010, rel=1e-9)
+    above, outside = ([-8.122, 0.0, 2.0], [-math.hypot(8.122, 2.0), 0.0, 0.0])
+    assert halo.mass_density(above) < 0.98 * halo.mass_density(outside)
 
 
 def test_truth_is_json_and_rebuilds_the_potential(galaxy):

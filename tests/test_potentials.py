@@ -14,6 +14,7 @@ from galray.potentials import (
     NFW,
     Composite,
     DoublePowerLaw,
+    FlattenedNFW,
     Hernquist,
     Isochrone,
     MiyamotoNagai,
@@ -30,6 +31,7 @@ CASES = {
     "nfw": NFW(8e11, 16.0),
     "miyamoto_nagai": MiyamotoNagai(6e10, 3.0, 0.28),
     "double_power_law": DoublePowerLaw(4e8, 1.7, 1.3, 3.4, 0.6),
+    "flattened_nfw": FlattenedNFW(8e11, 16.0, 0.87),
     "composite": Composite({"disc": MiyamotoNagai(6e10, 3.0, 0.28), "halo": NFW(8e11, 16.0)}),
 }
 
@@ -52,7 +54,9 @@ def positions():
     return torch.as_tensor(np.random.default_rng(1).normal(size=(200, 3)) * [6.0, 6.0, 2.0])
 
 
-@pytest.mark.parametrize("name", [k for k in CASES if k not in ("composite", "double_power_law")])
+@pytest.mark.parametrize(
+    "name", [k for k in CASES if k not in ("composite", "double_power_law", "flattened_nfw")]
+)
 def test_agrees_with_galpy(name, positions):
     ours, theirs = CASES[name], galpy_oracle(name)
     x = positions.numpy()
@@ -110,6 +114,29 @@ def test_survives_json(name, positions):
     assert again == field
     assert hash(again) == hash(field)
     assert torch.equal(again.acceleration(positions), field.acceleration(positions))
+
+
+def test_a_flattened_halo_without_flattening_is_a_sphere(positions):
+    sphere, halo = NFW(8e11, 16.0), FlattenedNFW(8e11, 16.0, 1.0)
+    torch.testing.assert_close(halo.potential(positions), sphere.potential(positions), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        halo.mass_density(positions), sphere.mass_density(positions), rtol=1e-12, atol=0
+    )
+
+
+def test_flattened_equipotentials_and_density():
+    halo = FlattenedNFW(8e11, 16.0, 0.9)
+    assert halo.potential([[0.0, 0.0, 0.9 * 7.0]]).item() == pytest.approx(
+        halo.potential([[7.0, 0.0, 0.0]]).item()
+    )
+    for q in (0.8, 1.25):  # the densities stay positive where a Galaxy's stars go
+        r = torch.linspace(0.5, 40.0, 80, dtype=torch.float64)
+        x = torch.stack([r, 0 * r, 0 * r], -1)
+        halo = FlattenedNFW(8e11, 15.0, q)
+        for along in (x, x.flip(-1)):
+            assert (halo.mass_density(along) > 0).all()
+    with pytest.raises(GalrayError, match="negative densities"):
+        FlattenedNFW(8e11, 15.0, 0.7)
 
 
 def test_composite_subset():

@@ -25,7 +25,7 @@ from torch import Tensor
 from galray.frame import GalacticFrame, cartesian
 from galray.mocks.orbits import MeridionalOrbits, conserving, energy, integrate, pericentre
 from galray.mocks.settings import DiscSettings, KickSettings, MilkyWaySettings
-from galray.potentials import NFW, Composite, Hernquist, MiyamotoNagai
+from galray.potentials import NFW, Composite, FlattenedNFW, Hernquist, MiyamotoNagai, Potential
 from galray.units import MSUN_PC3, MYR
 
 __all__ = ["MilkyWay", "sample"]
@@ -51,8 +51,6 @@ class MilkyWay:
         self.settings = settings or MilkyWaySettings()
         self.frame = frame or GalacticFrame()
         p = self.settings.potential
-        x = self.frame.sun_galcen_distance_kpc / p.halo_scale_radius_kpc
-        halo_density = p.halo_density_msun_pc3 * MSUN_PC3 * x * (1 + x) ** 2
         self.potential = Composite(
             {
                 "stellar_disc": MiyamotoNagai(
@@ -60,9 +58,20 @@ class MilkyWay:
                 ),
                 "gas_disc": MiyamotoNagai(p.gas_disc_mass, p.gas_disc_length_kpc, p.gas_disc_height_kpc),
                 "bulge": Hernquist(p.bulge_mass, p.bulge_radius_kpc),
-                "halo": NFW.from_density(halo_density, p.halo_scale_radius_kpc),
+                "halo": self._halo(),
             }
         )
+
+    def _halo(self) -> Potential:
+        """The dark halo with its density at the Sun."""
+        p = self.settings.potential
+        density, scale = p.halo_density_msun_pc3 * MSUN_PC3, p.halo_scale_radius_kpc
+        if p.halo_flattening == 1.0:
+            x = self.frame.sun_galcen_distance_kpc / scale
+            return NFW.from_density(density * x * (1 + x) ** 2, scale)
+        unit = FlattenedNFW(1e12, scale, p.halo_flattening)
+        mass = 1e12 * density / unit.mass_density(self.frame.sun_position).item()
+        return FlattenedNFW(mass, scale, p.halo_flattening)
 
     @property
     def baryons(self) -> Composite:

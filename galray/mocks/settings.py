@@ -37,6 +37,8 @@ class MilkyWayPotentialSettings(Settings):
     halo_density_msun_pc3: float = Field(default=0.010, gt=0)
     """Density of the dark halo at the Sun in Msun/pc³: the truth that a run should find."""
     halo_scale_radius_kpc: float = Field(default=15.0, gt=0)
+    halo_flattening: float = Field(default=1.0, ge=0.8, le=1.25)
+    """Axis ratio q of the halo's equipotentials; its density is about twice as flat."""
 
 
 class DiscSettings(Settings):

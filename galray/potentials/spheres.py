@@ -163,7 +163,7 @@ class NFW(Potential):
     def force_factors(self, radius2: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         """(g_R, g_z) in (km/s/kpc)², shape (*) each."""
         s = torch.sqrt((radius2 + z2).clamp_min(TINY)) / self.r_s
-        g = G * self.m_tot / self.r_s**3 * _nfw_mean_density(s)
+        g = G * self.m_tot / self.r_s**3 * nfw_mean_density(s)
         return g, g
 
     def mass_density(self, x: Any) -> Tensor:
@@ -256,7 +256,7 @@ class DoublePowerLaw(Potential):
         return math.log(self.rho_0) - self.gamma * log_s + (self.gamma - self.beta) * turn
 
 
-def _nfw_mean_density(s: Tensor) -> Tensor:
+def nfw_mean_density(s: Tensor) -> Tensor:
     """[ln(1+s) − s/(1+s)] / s³; the difference loses digits as 2⁻⁵²/s, so s is kept above 10⁻⁶ of r_s."""
     s = s.clamp_min(1e-6)
     return (torch.log1p(s) - s / (1 + s)) / (s * s * s)

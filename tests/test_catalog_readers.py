@@ -265,3 +265,10 @@ def test_columns_that_folders_name(tmp_path):
     )
     assert store.row_account["cut:ruwe"] == 200
     assert set(store.table(["survey"])["survey"]) == {"field 0"}
+
+
+def test_bytes_that_are_no_text_are_not_taken_for_a_header(tmp_path):
+    broken = tmp_path / "stars.parquet"
+    broken.write_bytes(bytes(range(128, 256)) * 4)
+    with pytest.raises(GalrayError, match=r"stars\.parquet: not a table of a known form"):
+        open_source(broken)

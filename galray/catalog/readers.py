@@ -283,16 +283,19 @@ def _open_text(
     path: Path | str, head: bytes, release: str, rename: Mapping[str, str] | None, storage: Storage
 ) -> Source:
     """A text table: its first line that is not a comment is the header."""
+    unknown = GalrayError(
+        f"{path}: not a table of a known form",
+        "give Gaia csv(.gz), Parquet, FITS, VOTable, ECSV or HDF5 files",
+    )
     if b"\0" in head[:4096]:
-        raise GalrayError(
-            f"{path}: not a table of a known form",
-            "give Gaia csv(.gz), Parquet, FITS, VOTable, ECSV or HDF5 files",
-        )
+        raise unknown
     lines = head.decode("utf-8-sig", errors="replace").splitlines()
     comments = [line for line in lines if line.startswith("#")]
     body = [line for line in lines if line.strip() and not line.startswith("#")]
     if not body:
         raise GalrayError(f"{path}: no header line with column names in it", _AGAIN)
+    if "\ufffd" in body[0]:  # no text: bytes that no encoding of column names holds
+        raise unknown
     is_ecsv = any("%ECSV" in line for line in comments[:1])
     if is_ecsv and not any(re.match(r"#\s*delimiter:\s*['\"]?,", line) for line in comments):
         return _via_astropy(path, "ecsv", release, rename, storage)

@@ -135,7 +135,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     from galray import training
 
     config = RunConfig.model_validate(context["config"])
-    store = ShardStore(context["store"])
+    store = ShardStore(context["store"], config.catalog.storage)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     family = spec["family"]
@@ -279,15 +279,14 @@ def load_evaluation(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def shard_sums(task: tuple[str, int, int | None, dict[str, Any], Any]) -> list[MomentSums]:
+def shard_sums(task: tuple[ShardStore, int, int | None, dict[str, Any], Any]) -> list[MomentSums]:
     """Moment sums of one shard, with the stars' weights: one block, or one per patch of sky.
 
     Arguments:
-        task: Path of the store, number of the shard, seed of the redraw (None: as measured), the settings
+        task: The store, number of the shard, seed of the redraw (None: as measured), the settings
             of the moments as JSON, and the ball.
     """
-    path, shard, draw_seed, values, ball = task
-    store = ShardStore(path)
+    store, shard, draw_seed, values, ball = task
     settings = MomentsSettings.model_validate(values)
     weights = store.weights([shard])
     index: Any = slice(None)
@@ -330,7 +329,7 @@ def moment_blocks(
 
     ball = store.ball if ball is None else ball
     values = settings.model_dump(mode="json")
-    tasks = [(str(store.path), i, draw_seed, values, ball) for i in range(len(store.shards))]
+    tasks = [(store, i, draw_seed, values, ball) for i in range(len(store.shards))]
     blocks = stream_shards(shard_sums, tasks, progress=progress)
     num = settings.num_patches if settings.jackknife == "sky" else settings.num_blocks
     return fold((block for of_shard in blocks for block in of_shard), num)

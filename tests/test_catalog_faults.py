@@ -15,6 +15,7 @@ import pytest
 from galray.catalog import CatalogSettings, ShardStore, ingest, write_gaia_source
 from galray.catalog import workers as workers_module
 from galray.catalog.inputs import InputUnit, local_unit
+from galray.catalog.mirror import Place
 from galray.catalog.quarantine import lost_rows
 from galray.catalog.workers import Worker, piece_name
 from galray.errors import GalrayError
@@ -228,11 +229,11 @@ def test_storage_that_stays_away_is_given_up(folder, tmp_path, monkeypatch):
 
 def test_a_folder_that_workers_do_not_see(folder, tmp_path):
     settings = configured(folder)
-    worker = Worker(settings.model_dump_json(), str(tmp_path / "store" / ".ingest-x"), 0)
+    worker = Worker(settings.model_dump_json(), Place(tmp_path / "store" / ".ingest-x"), 0)
     assert "not visible on node" in worker.visible("1234")
     unit = local_unit(sorted(folder.iterdir())[0])
     (tmp_path / "elsewhere").mkdir()
-    worker = Worker(settings.model_dump_json(), str(tmp_path / "elsewhere"), 0)
+    worker = Worker(settings.model_dump_json(), Place(tmp_path / "elsewhere"), 0)
     answer = worker.read(type(unit)("/nowhere/x.csv.gz", unit.size, unit.version))
     assert "/nowhere/x.csv.gz: not visible on node" in answer["error"]
     assert "storage that all nodes" in answer["remedy"]

@@ -7,10 +7,10 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from galray.catalog.mirror import Place
 from galray.catalog.workers import Worker
 from galray.errors import GalrayError
 from galray.provenance import write_atomic
@@ -40,7 +40,7 @@ class Crew:
 
     Arguments:
         settings: The catalogue's configuration in JSON.
-        folder: Where workers write: storage that all of them share.
+        place: Where workers write: a folder that all of them share, or a URL.
         seed: Salt of the hash that deals stars into shards.
         num_workers: Number of actors of one CPU; 0 to work in this process.
 
@@ -48,15 +48,16 @@ class Crew:
         GalrayError: Ray is asked for but not connected.
     """
 
-    def __init__(self, settings: str, folder: Path, seed: int, num_workers: int) -> None:
-        self._arguments = (settings, str(folder), seed)
+    def __init__(self, settings: str, place: Place, seed: int, num_workers: int) -> None:
+        self._arguments = (settings, place, seed)
         self.num_workers = num_workers
         self._here: Worker | None = None
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
         self._failures = 0
         # A worker that does not find this file writes to another machine's folder of the same name.
-        write_atomic(folder / "visible", str(os.getpid()))
+        write_atomic(place.folder / "visible", str(os.getpid()))
+        place.push("visible")
         if num_workers < 1:
             self._here = Worker(*self._arguments)
             return

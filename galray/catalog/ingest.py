@@ -14,8 +14,10 @@ from typing import Any, TextIO
 
 from galray.catalog.crew import Crew
 from galray.catalog.inputs import InputUnit, input_units
+from galray.catalog.lease import LEASE, lease
 from galray.catalog.manifest import SIDE_FILES, STORE_FORMAT, describe_settings, finished_store, publish
 from galray.catalog.measures import auxiliary_files
+from galray.catalog.mirror import Mirror, Place, open_place
 from galray.catalog.quarantine import LOST
 from galray.catalog.readers import Source, open_unit
 from galray.catalog.selection import Selection, kind_of
@@ -99,7 +101,8 @@ def ingest(
 
     Arguments:
         settings: What to read, cut and keep.
-        target: Folder of the store; with Ray on several machines, storage that they share.
+        target: Folder of the store, with Ray on several machines one that they share; or a URL, of which
+            each node keeps a copy of what it works on.
         num_workers: Ray actors of one CPU each, 0 to work in this process.
         seed: Salt of the hash that deals stars into shards.
         progress: Called as the work goes on.
@@ -114,18 +117,19 @@ def ingest(
     """
     units = input_units(settings)
     auxiliary = auxiliary_files(settings)
-    target = Path(target).absolute()
-    _prepare(target)
-    with _locked(target):
+    place = open_place(target, settings.storage)
+    target = place.folder
+    _prepare(place)
+    with lease(place) if isinstance(place, Mirror) else _locked(target):
         content = settings.model_dump(exclude={"files", "allow_bad"})
         about = {"format": STORE_FORMAT, "seed": seed, "settings": content, "auxiliary": auxiliary}
         key = content_hash(about)
-        finished = finished_store(target, key, units, settings.allow_bad)
+        finished = finished_store(place, key, units, settings.allow_bad)
         if finished is not None:
             return finished
         started = time.monotonic()
         try:
-            work = _workspace(target, key)
+            work = _workspace(place, key)
             with Crew(settings.model_dump_json(), work, seed, num_workers) as crew:
                 stages = Stages(settings, work, units, crew, progress or (lambda *_: None))
                 stages.read()
@@ -144,10 +148,10 @@ def ingest(
                 "seconds": round(time.monotonic() - started, 3),
                 "peak_worker_mb": round(stages.peak_mb, 1),
             }
-            publish(target, work, work / stages.out, views, about)
+            publish(place, work, stages.out, views, about)
         except OSError as error:
             raise _unwritable(target, error) from None
-        return ShardStore(target)
+        return ShardStore.at(place)
 
 
 def _unwritable(target: Path, error: OSError) -> GalrayError:
@@ -156,25 +160,28 @@ def _unwritable(target: Path, error: OSError) -> GalrayError:
     )
 
 
-def _prepare(target: Path) -> None:
+def _prepare(place: Place) -> None:
     """Make the folder; refuse one that holds something else."""
+    target = place.folder
     try:
         target.mkdir(parents=True, exist_ok=True)
-        names = [entry.name for entry in target.iterdir()]
+        names = sorted({name.split("/")[0] for name in place.sizes()})
     except OSError as error:
         raise _unwritable(target, error) from None
-    own = {MANIFEST, LOST, _LOCK, "no_rv", "selection", "sky", *SIDE_FILES}
+    own = {MANIFEST, LOST, _LOCK, LEASE, "no_rv", "selection", "sky", *SIDE_FILES}
     foreign = [n for n in names if n not in own and not n.startswith((".ingest-", "shard-", f".{MANIFEST}"))]
     if foreign:
         raise GalrayError(
-            f"{target}: holds files that are not a shard store's, such as '{foreign[0]}'",
+            f"{place.location}: holds files that are not a shard store's, such as '{foreign[0]}'",
             "choose an empty or new folder",
         )
 
 
-def _workspace(target: Path, key: str) -> Path:
-    """The ingest's own folder in the target; what other or killed ingests left half done is removed."""
-    work = target / f".ingest-{key}"
+def _workspace(place: Place, key: str) -> Place:
+    """The ingest's own place in the target; what other or killed ingests left half done is removed."""
+    target, work = place.folder, place.folder / f".ingest-{key}"
+    others = {name.split("/")[0] for name in place.sizes() if name.startswith(".ingest-")} - {work.name}
+    place.remove(*others)
     for stale in (*target.glob(".ingest-*"), *target.glob(f".{MANIFEST}*")):
         if stale.is_file():
             stale.unlink()
@@ -183,7 +190,7 @@ def _workspace(target: Path, key: str) -> Path:
     work.mkdir(exist_ok=True)
     for half in (*work.glob(".*.tmp"), *work.glob("piece-*.lost.parquet")):
         half.unlink(missing_ok=True)
-    return work
+    return place.below(work.name)
 
 
 @contextlib.contextmanager

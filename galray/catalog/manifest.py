@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from galray.catalog.inputs import InputUnit
+from galray.catalog.lease import LEASE
+from galray.catalog.mirror import Place
 from galray.catalog.quality import parse_cuts
 from galray.catalog.quarantine import LOST, write_lost
 from galray.catalog.settings import CatalogSettings
@@ -48,25 +50,28 @@ def describe_settings(settings: CatalogSettings, kind: str) -> dict[str, Any]:
     }
 
 
-def publish(target: Path, work: Path, out: Path, views: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def publish(store: Place, work: Place, name: str, views: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Put the shards in place and write the manifest, which makes them a store.
 
     Until the manifest is there, and from the moment that an older one is taken away, the folder is no store.
 
     Arguments:
-        target: The store's folder.
-        work: The ingest's own folder, which is removed at the end.
-        out: The views' finished files in it.
+        store: The store's place.
+        work: The ingest's own place in it, which is removed at the end.
+        name: Of the folder in it with the views' finished files.
         views: Each view's part of the manifest.
         about: What the views have in common: settings, account, inputs.
     """
+    target, out = store.folder, work.folder / name
+    work.pull(prefix=name)
+    store.remove(MANIFEST)
     (target / MANIFEST).unlink(missing_ok=True)
     for old in target.glob("shard-*.parquet"):
         old.unlink()
     for name in ("no_rv", "sky", "selection"):
         shutil.rmtree(target / name, ignore_errors=True)
     (target / LOST).unlink(missing_ok=True)
-    write_lost(sorted(work.glob("piece-*.lost.parquet")), target / LOST)
+    write_lost(sorted(work.folder.glob("piece-*.lost.parquet")), target / LOST)
     _place(out / "6d", target)
     if about["selection"] is not None:
         (out / "selection").replace(target / "selection")
@@ -78,7 +83,10 @@ def publish(target: Path, work: Path, out: Path, views: Mapping[str, Any], about
         account.pop("kept_no_rv")
         write_atomic(target / "no_rv" / MANIFEST, {**about, **no_rv, "account": account})
     write_atomic(target / MANIFEST, {**about, **views["6d"], "no_rv": no_rv is not None})
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work.folder, ignore_errors=True)
+    here = {LEASE, *(str(path.relative_to(target)) for path in target.rglob("*"))}
+    store.push(last=[MANIFEST])
+    store.remove(*(name for name in store.sizes() if name not in here))
 
 
 def _place(source: Path, target: Path) -> None:
@@ -91,17 +99,17 @@ def _place(source: Path, target: Path) -> None:
             (source / name).replace(target / name)
 
 
-def finished_store(target: Path, key: str, units: list[InputUnit], allow_bad: int) -> ShardStore | None:
+def finished_store(place: Place, key: str, units: list[InputUnit], allow_bad: int) -> ShardStore | None:
     """The store that is there, if it is of these settings and files and whole.
 
     Arguments:
-        target: Its folder.
+        place: Its place.
         key: Hash of the settings.
         units: The input.
         allow_bad: Number of bad files that may be missing in it.
     """
     try:
-        store = ShardStore(target)
+        store = ShardStore.at(place)
     except GalrayError:
         return None
     manifest = store.manifest
@@ -119,16 +127,18 @@ def finished_store(target: Path, key: str, units: list[InputUnit], allow_bad: in
             entry["size"] != unit.size or entry.get("sha256") != unit.checksum()
         ):
             return None
-    try:
-        stores = [store, *([store.no_rv] if store.no_rv else [])]
-    except GalrayError:
-        return None
-    if not all((target / "selection" / name).is_file() for name in manifest.get("selection") or ()):
-        return None
-    for each in stores:
-        files = [(each.path / entry["file"], entry["bytes"]) for entry in each.manifest["shards"]]
-        tiles = each.manifest.get("tiles") or {"files": []}
-        files += [(each.path / "sky" / entry["file"], entry["bytes"]) for entry in tiles["files"]]
-        if not all(path.is_file() and path.stat().st_size == size for path, size in files):
+    sizes = place.sizes()
+    views = {"": manifest}
+    if manifest.get("no_rv"):
+        try:
+            views["no_rv/"] = store.no_rv.manifest  # type: ignore[union-attr]
+        except GalrayError:
             return None
-    return store
+    wanted = {
+        f"selection/{name}": sizes.get(f"selection/{name}", -1) for name in manifest.get("selection") or ()
+    }
+    for folder, view in views.items():
+        wanted |= {folder + entry["file"]: entry["bytes"] for entry in view["shards"]}
+        tiles = view.get("tiles") or {"files": []}
+        wanted |= {f"{folder}sky/{entry['file']}": entry["bytes"] for entry in tiles["files"]}
+    return store if wanted.items() <= sizes.items() else None

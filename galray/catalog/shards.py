@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,12 @@ import polars as pl
 from galray.catalog.astrometry import draw_observables, galactocentric
 from galray.catalog.columns import CORRELATIONS, ERRORS, OBSERVABLES, STATE
 from galray.catalog.distances import EdsdPosterior, quantile_draws
+from galray.catalog.mirror import Mirror, Place, open_place
 from galray.catalog.rvs_selection import RVSelection
+from galray.catalog.storage import StorageSettings
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
-from galray.provenance import content_hash, file_hash
+from galray.provenance import content_hash, file_hash, write_atomic
 from galray.seeds import seed_sequence
 
 __all__ = ["MANIFEST", "BallRegion", "Draw", "ShardStore", "store_hash"]
@@ -69,31 +72,69 @@ class Draw:
 
 
 class ShardStore:
-    """A finished store of stars.
+    """A finished store of stars, in a folder or at a URL.
+
+    Of a store at a URL each node has a copy of the files that it has read.
 
     Arguments:
-        path: Its folder.
+        path: Its folder or URL.
+        storage: How an object store is reached.
 
     Raises:
         GalrayError: The folder is absent, or holds no manifest that can be read.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, storage: StorageSettings | None = None) -> None:
+        self._place = open_place(path, storage)
+        self.path = self._place.folder
         try:
-            self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            self.manifest: dict[str, Any] = json.loads(self._read_manifest())
             self._entries: list[dict[str, Any]] = self.manifest["shards"]
         except FileNotFoundError:
             raise GalrayError(
-                f"{self.path}: not a finished shard store: no {MANIFEST}", "run the ingest (again) to its end"
+                f"{self.location}: not a finished shard store: no {MANIFEST}",
+                "run the ingest (again) to its end",
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GalrayError(
-                f"{self.path / MANIFEST}: cannot be read: {error}", "ingest the catalogue again"
+                f"{self.location}/{MANIFEST}: cannot be read: {error}", "ingest the catalogue again"
             ) from None
 
+    @classmethod
+    def at(cls, place: Place) -> ShardStore:
+        """The store at a place."""
+        return cls(place.location, place.storage)
+
+    def _read_manifest(self) -> bytes:
+        """The manifest; what this node has of another store that was at the same URL is thrown away."""
+        content, here = self._place.read(MANIFEST), self.path / MANIFEST
+        if content is None:
+            raise FileNotFoundError
+        if isinstance(self._place, Mirror) and not (here.is_file() and here.read_bytes() == content):
+            self._place.clear()
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(here, content)
+        return content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A store is opened again where it arrives, on a node with a copy of its own."""
+        return (ShardStore.at, (self._place,))
+
+    @property
+    def location(self) -> str:
+        """Its folder or URL."""
+        return self._place.location
+
     def __repr__(self) -> str:
-        return f"ShardStore({str(self.path)!r}: {self.num_rows:,} stars in {len(self._entries)} shards)"
+        return f"ShardStore({self.location!r}: {self.num_rows:,} stars in {len(self._entries)} shards)"
+
+    def file(self, name: str) -> os.PathLike[str]:
+        """A file of the store; one at a URL is brought to the node that opens it."""
+        return self._place.file(name)
+
+    def fetch(self, *patterns: str) -> None:
+        """Bring files of a store at a URL to this node, all of them where no patterns are given."""
+        self._place.pull(*patterns)
 
     @property
     def hash(self) -> str:
@@ -111,9 +152,9 @@ class ShardStore:
         return dict(self.manifest["account"])
 
     @property
-    def shards(self) -> list[Path]:
+    def shards(self) -> list[os.PathLike[str]]:
         """The shard files."""
-        return [self.path / entry["file"] for entry in self._entries]
+        return [self.file(entry["file"]) for entry in self._entries]
 
     @property
     def shard_rows(self) -> list[int]:
@@ -141,12 +182,15 @@ class ShardStore:
     @property
     def no_rv(self) -> ShardStore | None:
         """The stars without radial velocity, where those were kept (``require_rv = false``)."""
-        return ShardStore(self.path / "no_rv") if self.manifest.get("no_rv") else None
+        return ShardStore.at(self._place.below("no_rv")) if self.manifest.get("no_rv") else None
 
     @property
     def rv_selection(self) -> RVSelection | None:
         """The fraction of stars with radial velocity by magnitude, colour and sky, where it was counted."""
-        return RVSelection.open(self.path / "selection") if self.manifest.get("selection") else None
+        if not self.manifest.get("selection"):
+            return None
+        self.fetch("selection/*")
+        return RVSelection.open(self.path / "selection")
 
     def require_stars(self) -> None:
         """Refuse to go on without 6D stars, as when ``require_rv = false`` kept others alone.
@@ -156,7 +200,7 @@ class ShardStore:
         """
         if not self.num_rows:
             raise GalrayError(
-                f"{self.path}: no star in it has a radial velocity, and so none a 6D state",
+                f"{self.location}: no star in it has a radial velocity, and so none a 6D state",
                 "give files with radial velocities; the stars without are in the store's no_rv",
             )
 
@@ -175,13 +219,13 @@ class ShardStore:
         names = list(self.columns if columns is None else columns)
         if absent := [name for name in names if name not in self.columns]:
             raise GalrayError(
-                f"{self.path}: no column '{absent[0]}' in the store; it has {', '.join(self.columns)}",
+                f"{self.location}: no column '{absent[0]}' in the store; it has {', '.join(self.columns)}",
                 "name it in catalog.keep_columns and ingest again",
             )
         parts = []
         for number in self._numbers(shards):
             try:
-                parts.append(pl.read_parquet(self.shards[number], columns=names, glob=False).select(names))
+                parts.append(_read(self.shards[number], names))
             except (OSError, pl.exceptions.PolarsError) as error:
                 raise GalrayError(
                     f"{self.shards[number]}: the shard cannot be read: {str(error).splitlines()[0]}",
@@ -259,7 +303,7 @@ class ShardStore:
         if any(missing.values()):
             name = max(missing, key=lambda key: missing[key])
             raise GalrayError(
-                f"{self.path}: '{name}' is missing for {missing[name]:,} stars of shard {number}: "
+                f"{self.location}: '{name}' is missing for {missing[name]:,} stars of shard {number}: "
                 "their errors cannot be drawn",
                 "ingest files that have the error columns, or leave out error draws",
             )
@@ -288,7 +332,7 @@ class ShardStore:
         self._require_6d()
         if self.manifest["source"] != "gaia":
             raise GalrayError(
-                f"{self.path}: its stars come from 6D tables, which have no observables to redraw",
+                f"{self.location}: its stars come from 6D tables, which have no observables to redraw",
                 "leave out error draws for this catalogue",
             )
 
@@ -301,7 +345,9 @@ class ShardStore:
         Raises:
             GalrayError: Something differs from the manifest; the shard is named.
         """
-        for entry, path in zip(self._entries, self.shards, strict=True):
+        self.fetch("shard-*.parquet", "selection/*")
+        for entry in self._entries:
+            path = self.path / entry["file"]
             if not path.is_file():
                 raise GalrayError(f"{path}: the shard is gone", "ingest the catalogue again")
             if file_hash(path) != entry["sha256"]:
@@ -326,13 +372,13 @@ class ShardStore:
         numbers = list(range(len(self._entries))) if shards is None else [int(n) for n in shards]
         for number in numbers:
             if not 0 <= number < len(self._entries):
-                raise GalrayError(f"{self.path}: no shard {number}; it has {len(self._entries)}")
+                raise GalrayError(f"{self.location}: no shard {number}; it has {len(self._entries)}")
         return numbers
 
     def _require_6d(self) -> None:
         if self.manifest["kind"] != "6d":
             raise GalrayError(
-                f"{self.path}: its stars have no radial velocity and so no 6D state",
+                f"{self.location}: its stars have no radial velocity and so no 6D state",
                 "use the store beside it, or read positions with table(['x', 'y', 'z'])",
             )
 
@@ -342,6 +388,10 @@ class ShardStore:
             return finite
         offset = w[:, :3] - np.asarray(self.ball.center)
         return finite & (np.sum(offset**2, -1) < self.ball.inner_radius**2)
+
+
+def _read(file: os.PathLike[str], names: list[str]) -> pl.DataFrame:
+    return pl.read_parquet(os.fspath(file), columns=names, glob=False).select(names)
 
 
 def _drawn_distances(

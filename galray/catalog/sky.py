@@ -12,9 +12,9 @@ Columns are named, or written as SQL expressions of columns: ``"phot_g_mean_mag 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -132,7 +132,8 @@ def healpix_map(
     has_sky = {"ra", "dec"} <= {*store.columns}
     if not has_sky and frame == "icrs":
         raise GalrayError(
-            f"{store.path}: no ra and dec in the store", "use frame='galactic', which needs positions only"
+            f"{store.location}: no ra and dec in the store",
+            "use frame='galactic', which needs positions only",
         )
     place = ["ra", "dec"] if has_sky else ["x", "y", "z"]
     arguments = (level, frame, store.frame.sun_position)
@@ -322,19 +323,21 @@ def _sum_of(
     return dask.delayed(tallies.combined)(combine, parts)
 
 
-def _files(store: ShardStore, layout: Layout) -> list[str]:
+def _files(store: ShardStore, layout: Layout) -> list[os.PathLike[str]]:
     """The files of a layout, in a fixed order."""
     if layout == "shards":
-        return [str(path) for path in store.shards]
-    found = sorted((Path(store.path) / "sky").glob("**/Npix=*.parquet"))
-    if not found:
-        raise GalrayError(f"{store.path}: the store has no tiles", "read its shards, or ingest with tiles")
-    return [str(path) for path in found]
+        return [*store.shards]
+    tiles = (store.manifest.get("tiles") or {}).get("files")
+    if not tiles:
+        raise GalrayError(
+            f"{store.location}: the store has no tiles", "read its shards, or ingest with tiles"
+        )
+    return [store.file(f"sky/{name}") for name in sorted(tile["file"] for tile in tiles)]
 
 
 def _no_column(store: ShardStore, name: str) -> GalrayError:
     return GalrayError(
-        f"{store.path}: no column '{name}' in the store; it has {', '.join(store.columns)}",
+        f"{store.location}: no column '{name}' in the store; it has {', '.join(store.columns)}",
         "name it in catalog.keep_columns and ingest again",
     )
 
@@ -361,7 +364,7 @@ def _expression(store: ShardStore, text: str) -> pl.Expr:
 def _condition(store: ShardStore, text: str) -> pl.Expr:
     expression = _parsed(store, text, "condition")
     try:
-        schema = pl.read_parquet_schema(_files(store, "shards")[0])
+        schema = pl.read_parquet_schema(os.fspath(_files(store, "shards")[0]))
         kind = pl.Schema(schema).to_frame().lazy().select(expression).collect().dtypes[0]
     except pl.exceptions.PolarsError as error:
         raise GalrayError(f"condition '{text}': {str(error).splitlines()[0]}") from None
@@ -370,5 +373,6 @@ def _condition(store: ShardStore, text: str) -> pl.Expr:
     return expression
 
 
-def _pandas(path: str, names: list[str]) -> Any:
-    return pl.read_parquet(path, columns=names, glob=False, hive_partitioning=False).select(names).to_pandas()
+def _pandas(file: os.PathLike[str], names: list[str]) -> Any:
+    frame = pl.read_parquet(os.fspath(file), columns=names, glob=False, hive_partitioning=False)
+    return frame.select(names).to_pandas()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 from galray.catalog.crew import Crew
 from galray.catalog.inputs import InputUnit
 from galray.catalog.merge import HEALPIX
+from galray.catalog.mirror import Place
 from galray.catalog.pieces import PieceIndex
 from galray.catalog.quality import parse_cuts
 from galray.catalog.quarantine import too_many_bad
@@ -41,17 +41,18 @@ class Stages:
 
     Arguments:
         settings: The catalogue's settings.
-        work: Folder for pieces and for the shards to come.
+        place: Where the pieces are, and the shards to come.
         units: The input.
         crew: Who does it.
         progress: Called as the work goes on.
     """
 
     def __init__(
-        self, settings: CatalogSettings, work: Path, units: list[InputUnit], crew: Crew, progress: Progress
+        self, settings: CatalogSettings, place: Place, units: list[InputUnit], crew: Crew, progress: Progress
     ) -> None:
         self.settings = settings
-        self.work = work
+        self.place = place
+        self.work = place.folder
         self.units = units
         self.crew = crew
         self.progress = progress
@@ -113,6 +114,8 @@ class Stages:
             for view in record["views"]:
                 self.pieces[view].append(f"{piece_name(self.units[number])}.{view}.arrow")
         self._name_losses(bad)
+        self.place.pull("piece-*.npy", "piece-*.rv.parquet", "piece-*.lost.parquet")
+        self.place.fetch(*(name for names in self._schemas.values() for name in names.values()))
 
     def _noted(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Add a record to the accounts; what is kept of it here is small."""
@@ -192,6 +195,7 @@ class Stages:
         schema.to_frame().write_parquet(self.work / self.out / f"schema-{view}.parquet")
         index = PieceIndex.of(self.work, self.pieces[view])
         index.save(self.work / self.out / f"index-{view}.npz")
+        self.place.push(f"{self.out}/*")
         count = self.settings.num_shards
         rows = int(index.entries[:, 3].sum())
         del index
@@ -236,6 +240,8 @@ class Stages:
         """Cut the shards' stars into tiles; returns the manifest's part on them."""
         folder = self.work / self.out / view
         shutil.rmtree(folder / "sky", ignore_errors=True)
+        self.place.remove(f"{self.out}/{view}/sky")
+        self.place.pull("*.counts.npy", prefix=f"{self.out}/{view}")
         counts = self._counts(sorted(folder.glob("shard-*.counts.npy")))
         limit = tile_limit(
             self.settings.tiles, manifest["num_rows"], sum(entry["bytes"] for entry in manifest["shards"])

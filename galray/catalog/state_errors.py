@@ -40,7 +40,7 @@ def state_covariances(store: ShardStore, shards: Iterable[int] | None = None) ->
     distance = store.manifest.get("distance", "inverse_parallax")
     if distance != "inverse_parallax":
         raise GalrayError(
-            f"{store.path}: distances of kind '{distance}' are no measurements with Gaussian errors",
+            f"{store.location}: distances of kind '{distance}' are no measurements with Gaussian errors",
             "set catalog.distance = 'inverse_parallax' to deconvolve errors, or noise to 'ignore'",
         )
     zero_points = ["parallax_zero_point"] if "parallax_zero_point" in store.columns else []
@@ -50,7 +50,7 @@ def state_covariances(store: ShardStore, shards: Iterable[int] | None = None) ->
     if any(missing.values()):
         name = max(missing, key=lambda key: missing[key])
         raise GalrayError(
-            f"{store.path}: '{name}' is missing for {missing[name]:,} stars: their errors are not known",
+            f"{store.location}: '{name}' is missing for {missing[name]:,} stars: their errors are not known",
             "ingest files that have the error columns, or set noise to 'ignore'",
         )
     values = table.select(*OBSERVABLES, *ERRORS, *CORRELATIONS).cast(pl.Float64).fill_null(0.0).to_numpy()

@@ -159,7 +159,7 @@ def summarize(store: ShardStore | Path | str) -> StoreSummary:
     }
     manifest = store.manifest
     return StoreSummary(
-        path=str(store.path),
+        path=store.location,
         kind=str(manifest["kind"]),
         source=str(manifest["source"]),
         num_stars=store.num_rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ _GALACTIC = np.array(
 
 
 def over_files(
-    files: Sequence[str],
+    files: Sequence[os.PathLike[str]],
     expressions: Sequence[pl.Expr],
     where: pl.Expr | None,
     combine: Callable[[Any, Any], Any],
@@ -75,9 +76,11 @@ def over_files(
     return total
 
 
-def _batches(file: str, expressions: Sequence[pl.Expr], where: pl.Expr | None) -> Iterator[np.ndarray]:
+def _batches(
+    file: os.PathLike[str], expressions: Sequence[pl.Expr], where: pl.Expr | None
+) -> Iterator[np.ndarray]:
     """A file's values, (columns, rows) float64 at a time with NaN for missing ones; at least one batch."""
-    stars = pl.scan_parquet(file, glob=False, hive_partitioning=False)
+    stars = pl.scan_parquet(os.fspath(file), glob=False, hive_partitioning=False)
     if where is not None:
         stars = stars.filter(where)
     if not expressions:

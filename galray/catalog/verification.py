@@ -61,6 +61,7 @@ def verify(store: ShardStore | Path | str, *, checksums: bool = True) -> Verific
         GalrayError: There is no finished store at that place.
     """
     store = store if isinstance(store, ShardStore) else ShardStore(store)
+    store.fetch()
     problems, notes = _account(store), []
     shards = _files(store.path, store.manifest["shards"], checksums, _shard_check(store))
     problems += shards
@@ -81,7 +82,7 @@ def verify(store: ShardStore | Path | str, *, checksums: bool = True) -> Verific
         else:
             problems.append(f"{store.path / 'no_rv'}: the stars without radial velocity are gone")
     return Verification(
-        path=str(store.path),
+        path=store.location,
         shards=len(store.shards) + (others.shards if others else 0),
         tiles=len(tiles) + (others.tiles if others else 0),
         rows=store.num_rows + (others.rows if others else 0),

@@ -17,6 +17,7 @@ import polars as pl
 
 from galray.catalog.inputs import InputUnit
 from galray.catalog.merge import HEALPIX, merge_shard
+from galray.catalog.mirror import Place
 from galray.catalog.pieces import PieceIndex, PieceWriter
 from galray.catalog.readers import open_unit
 from galray.catalog.selection import Selection
@@ -56,19 +57,21 @@ class Worker:
 
     Arguments:
         settings: The catalogue's configuration in JSON.
-        folder: Where pieces and shards go: storage that all workers share.
+        place: Where pieces and shards go: a folder that all workers share, or a URL.
         seed: Salt of the hash that deals stars into shards.
     """
 
-    def __init__(self, settings: str, folder: str, seed: int) -> None:
+    def __init__(self, settings: str, place: Place, seed: int) -> None:
         self.settings = CatalogSettings.model_validate_json(settings)
-        self.folder = Path(folder)
+        self.place = place
+        self.folder = place.folder
         self.seed = seed
 
     def visible(self, token: str) -> str | None:
         """Check that this process sees the driver's folder; answers with what is wrong, if anything is."""
         with contextlib.suppress(OSError):
-            if (self.folder / "visible").read_text(encoding="utf-8") == token:
+            if self.place.read("visible") == token.encode():
+                self.folder.mkdir(parents=True, exist_ok=True)
                 return None
         return (
             f"{self.folder.parent}: not visible on node {socket.gethostname()}, where an ingest worker runs"
@@ -95,9 +98,9 @@ class Worker:
         A piece that is already there for the same input is left as it is. A failure of storage or network is
         tried again.
         """
-        record_path = self.folder / f"{piece_name(unit)}.json"
+        name = piece_name(unit)
         with contextlib.suppress(OSError, ValueError, KeyError):
-            record = json.loads(record_path.read_text(encoding="utf-8"))
+            record = json.loads(self.place.read(f"{name}.json") or b"")
             if InputUnit.from_state(record["file"]) == unit:
                 return {"record": record, "reused": True}
         if unit.is_local and not Path(unit.path).exists():
@@ -115,7 +118,8 @@ class Worker:
                 if attempt == ATTEMPTS or not _is_transient(error, unit):
                     raise
             time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
-        write_atomic(record_path, record)
+        write_atomic(self.folder / f"{name}.json", record)
+        self.place.push(f"{name}.*", last=[f"{name}.json"])
         return {"record": record, "reused": False}
 
     def _read(self, unit: InputUnit) -> dict[str, Any]:
@@ -191,18 +195,21 @@ class Worker:
         if named:
             frame = pl.concat(named).select(pl.lit(unit.name).alias("file"), "row", "source_id")
             frame.write_parquet(path, compression="zstd")
+            self.place.push(path.name)
         return {"rows": rows, "rows_named": sum(frame.height for frame in named)}
 
     def merge(self, shard: int, view: str, out: str, schema_file: str, group_rows: int) -> dict[str, Any]:
         """Merge one shard's rows from all pieces, in the order of the input files."""
-        folder = self.folder / out / view
-        entry_path = folder / f"shard-{shard:05d}.json"
+        folder, name = self.folder / out / view, f"{out}/{view}/shard-{shard:05d}"
         with contextlib.suppress(OSError, ValueError):
-            entry = json.loads(entry_path.read_text(encoding="utf-8"))
-            if (folder / entry["file"]).stat().st_size == entry["bytes"]:
+            entry = json.loads(self.place.read(f"{name}.json") or b"")
+            if self.place.sizes(f"{name}.parquet") == {f"{name}.parquet": entry["bytes"]}:
                 return {"entry": entry, "reused": True}
+        self.place.fetch(f"{out}/{schema_file}", f"{out}/index-{view}.npz")
         schema = pl.Schema(pl.read_parquet_schema(self.folder / out / schema_file))
         index = PieceIndex.load(self.folder / out / f"index-{view}.npz", shard)
+        self.place.fetch(*(index.files[number] for number in np.unique(index.entries[:, 0])))
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"shard-{shard:05d}.parquet"
         histograms = Histograms(self.settings, list(schema))
         entry = merge_shard(self.folder, index, schema, path, group_rows, histograms)
@@ -215,19 +222,24 @@ class Worker:
                 parts = [pixel_counts(part, level) for part in _chunks(stream)]
             write_counts(path.with_suffix(".counts.npy"), parts)
         # As text: a sum of squares may be infinite, which JSON does not know and Python's does.
-        write_atomic(entry_path, json.dumps(entry))
+        write_atomic(path.with_suffix(".json"), json.dumps(entry))
+        self.place.push(f"{name}.*", last=[f"{name}.json"])
         return {"entry": entry, "reused": False}
 
     def tile(self, tiles: Sequence[Tile], view: str, out: str, group_rows: int) -> dict[str, Any]:
         """Write a few tiles that follow each other on the sky, from the finished shards."""
-        folder = self.folder / out / view
-        return {"tiles": write_tiles(folder, tiles, self.settings, group_rows)}
+        self.place.pull(f"{out}/{view}/shard-*", prefix=f"{out}/{view}")
+        entries = write_tiles(self.folder / out / view, tiles, self.settings, group_rows)
+        self.place.push(*(f"{out}/{view}/sky/{entry['file']}" for entry in entries))
+        return {"tiles": entries}
 
     def catalog(
         self, tiles: Sequence[dict[str, Any]], view: str, out: str, about: dict[str, str]
     ) -> dict[str, Any]:
         """Make a HATS catalogue of the tiles."""
+        self.place.pull(prefix=f"{out}/{view}/sky")
         write_hats_metadata(self.folder / out / view / "sky", tiles, about)
+        self.place.push(f"{out}/{view}/sky/**/*")
         return {}
 
 

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from galray.errors import GalrayError
 from galray.phasespace import Ball, BaseSettings, ScoreSettings, build_model
 from galray.training import TrainingSettings, fit_distributed
+from galray.training.store import load_checkpoint
 
 __all__ = ["BALL", "EPOCHS", "MODEL", "SEED", "SETTINGS", "disturbed", "stars"]
 
@@ -94,7 +96,7 @@ class Watcher(threading.Thread):
 
     def __init__(self, folder: Path, cluster: Any, node: Any) -> None:
         super().__init__(daemon=True)
-        self.state = folder / "training" / "checkpoint" / "state.json"
+        self.state = folder / "training" / "checkpoint"
         self.cluster, self.node = cluster, node
         self.epochs: list[int] = []
         self.killed: list[int] = []
@@ -103,9 +105,12 @@ class Watcher(threading.Thread):
     def look(self) -> int:
         """Epochs in the checkpoint; it is replaced as a whole, so for an instant there may be none."""
         try:
-            epoch = int(json.loads(self.state.read_text())["epoch"])
-        except (OSError, ValueError):
+            found = load_checkpoint(self.state)
+        except GalrayError:
+            found = None
+        if found is None:
             return self.epochs[-1] if self.epochs else 0
+        epoch = int(found[1]["epoch"])
         if not self.epochs or self.epochs[-1] != epoch:
             self.epochs.append(epoch)
         return epoch

@@ -18,6 +18,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from galray.catalog import CatalogSettings
+from galray.catalog.mirror import Mirror, Place, join_url
+from galray.catalog.storage import is_url
 from galray.cluster import ClusterSettings
 from galray.ensemble import EnsembleSettings, TuneSettings
 from galray.errors import GalrayError
@@ -87,7 +89,8 @@ class RunConfig(Settings):
     seed: int = Field(default=1, ge=0)
     """The root of every random stream of the run."""
     output: str = "runs"
-    """Folder that holds run directories."""
+    """Folder or URL (s3://…, gs://…) that holds run directories. Of a run at a URL each node keeps a copy of
+    what it works on; the object store is reached as `catalog.storage` says."""
     methods: tuple[Method, ...] = Field(default=("flow", "score", "moments"), min_length=1)
     """The inversions to run: ``flow``, ``score`` and ``moments``, or ``vertical`` alone."""
     mock: MockSettings | None = None
@@ -122,8 +125,17 @@ class RunConfig(Settings):
         return self
 
     @property
+    def place(self) -> Place:
+        """Where the run lives: its directory, or its URL."""
+        if is_url(self.output):
+            return Mirror(join_url(self.output, self.name), self.catalog.storage)
+        return Place(self.run_dir.resolve())
+
+    @property
     def run_dir(self) -> Path:
-        """The run's directory."""
+        """The run's directory; of a run at a URL, this node's copy."""
+        if is_url(self.output):
+            return self.place.folder
         try:
             return Path(self.output).expanduser() / self.name
         except RuntimeError:  # ~name of a user who is not known

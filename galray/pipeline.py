@@ -75,23 +75,23 @@ class Pipeline:
             if self.config.mock is not None:
                 self.run_mock()
             if until == "mock":
-                return Run(self.folder)
+                return self._run()
             store = self.run_catalog()
             if until == "catalog":
-                return Run(self.folder)
+                return self._run()
             store.require_stars()
             if "vertical" in self.config.methods:
                 self.run_vertical(store)
             else:
                 self.run_members(store)
                 if until == "members":
-                    return Run(self.folder)
+                    return self._run()
                 self.run_moments(store)
                 self.run_measure(store)
             if until == "report":
                 self.run_report()
             self._record_results()
-        return Run(self.folder)
+        return self._run()
 
     def run_base_member(self, family: str) -> Path:
         """Train the base member of one family and measure its field; the member's folder."""
@@ -122,6 +122,7 @@ class Pipeline:
             self._stack = stack
             try:
                 self.directory.claim()
+                stack.callback(self.directory.save)
                 for quiet in ("ray", "mlflow", "alembic"):
                     logging.getLogger(quiet).setLevel(logging.ERROR)
                 yield
@@ -148,11 +149,14 @@ class Pipeline:
             finally:
                 self.tracker = None
 
+    def _run(self) -> Run:
+        return Run(self.directory.place.location, self.config.catalog.storage)
+
     def _record_results(self) -> None:
         """The run's numbers, figures, report and configuration into MLflow."""
         if self.tracker is None:
             return
-        summary = Run(self.folder).summary
+        summary = self._run().summary
         top = summary["headline"]
         numbers = {
             top["name"]: {
@@ -198,7 +202,7 @@ class Pipeline:
         folder = self.folder / "mock"
         with self.session():
             inputs = [mock.model_dump(mode="json"), self.config.seed, self.config.catalog.frame.model_dump()]
-            if not ((self.folder / "truth.json").is_file() and any(folder.glob("*.csv.gz"))):
+            if not ((self.folder / "truth.json").is_file() and self.directory.place.sizes("mock")):
                 self.directory.forget("mock")
             if not self.directory.is_done("mock", inputs):
                 self.connect()
@@ -230,6 +234,7 @@ class Pipeline:
         advance(0.75, "writing GaiaSource files")
         with whole_folder(self.folder / "mock") as temporary:
             files = write_gaia_source(observed, temporary, rows_per_file=mock.rows_per_file)
+        self.directory.place.below("mock").settle()
         write_atomic(self.folder / "truth.json", truth)
         return {"stars": observed.num_rows, "files": len(files)}
 
@@ -239,8 +244,9 @@ class Pipeline:
 
         settings = self.config.catalog
         if self.config.mock is not None:
-            settings = settings.model_copy(update={"files": (str(self.folder / "mock"),)})
-        target = self.folder / "shards"
+            mock = self.directory.place.below("mock").location
+            settings = settings.model_copy(update={"files": (mock,)})
+        target = self.directory.place.below("shards").location
         with self.session():
             # `ingest` is idempotent by the checksums of its inputs, which is finer than a stage's record.
             connected = self.connect()
@@ -260,7 +266,7 @@ class Pipeline:
                 return {"stars": store.num_rows, "hash": store.hash}
 
             self._stage("catalog", "star files to shards", None, work)
-            store = done.get("store") or ShardStore(target)
+            store = done.get("store") or ShardStore(target, settings.storage)
             self._provenance(store)
         return store
 
@@ -320,7 +326,8 @@ class Pipeline:
                 self.console.warn(warning)
         with self.session():
             self.connect()
-            context = {"config": self.config.model_dump(mode="json"), "store": str(store.path)}
+            context = {"config": self.config.model_dump(mode="json"), "store": store.location}
+            place = self.directory.place.below("members")
             fractions = dict.fromkeys((spec.id for spec in specs), 0.0)
             outcomes: list[MemberOutcome] = []
 
@@ -336,13 +343,13 @@ class Pipeline:
                         self.tracker.member(spec, outcome)
 
                 if self.tracker is not None:
-                    members = MemberStore(self.folder / "members")
+                    members = MemberStore(place)
                     for spec in specs:
                         self.tracker.follow(spec, members.work_path(spec))
                 outcomes[:] = run_members(
                     specs,
                     "galray.measurement:run_member",
-                    self.folder / "members",
+                    place,
                     context,
                     self._member_resources(),
                     on_done=on_done,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from galray.catalog.storage import is_url
 from galray.config import RunConfig
 from galray.errors import GalrayError
 
@@ -30,7 +31,7 @@ def plan(config: RunConfig) -> dict[str, str]:
     preflight(config)
 
     lines = {
-        "run": f"{config.name} in {config.run_dir} (config {config.hash})",
+        "run": f"{config.name} in {config.place.location} (config {config.hash})",
         "methods": ", ".join(config.methods),
     }
     if config.mock is not None:
@@ -70,6 +71,11 @@ def preflight(config: RunConfig) -> None:
         GalrayError: Input files or columns are absent, the places do not fit into the ball, the baryons
             cannot be built, a method has no members, or there are too few shards for a jackknife.
     """
+    if is_url(config.output) and max(config.training.flow.max_workers, config.training.score.max_workers) > 1:
+        raise GalrayError(
+            f"output = {config.output!r}: the workers of one training need a folder that they share",
+            "set training.flow.workers = 1 and training.score.workers = 1, or name a shared folder",
+        )
     kind = _look_at_files(config) if config.mock is None else _look_at_mock(config)
     if "vertical" in config.methods:
         return

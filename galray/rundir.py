@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from galray.catalog.lease import LEASE, lease
+from galray.catalog.mirror import Mirror, open_place
+from galray.catalog.storage import StorageSettings
 from galray.config import RunConfig, load_config, to_toml
 from galray.errors import GalrayError
 from galray.provenance import content_hash, now, write_atomic
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
     from galray.ensemble import FieldEnsemble
 
 __all__ = ["Run", "RunDirectory", "load_run", "read_json", "whole_folder"]
+
+KEPT = (
+    "config.toml", "config_hash", "provenance.json", "truth.json", "report.html",
+    "stages/", "members/", "fields/", "results/", "figures/", "tracking/",
+)  # fmt: skip
+"""What of a run is copied between its URL and the node that drives it: all but stars and scratch."""
 
 RECORD = {"inputs", "seconds", "finished", "outcome"}
 """What the record of a finished stage holds."""
@@ -71,7 +80,8 @@ class RunDirectory:
 
     def __init__(self, config: RunConfig, *, overwrite: bool = False) -> None:
         self.config = config
-        self.path = config.run_dir.resolve()
+        self.place = config.place
+        self.path = self.place.folder
         self.overwrite = overwrite
 
     def check(self) -> bool:
@@ -84,44 +94,61 @@ class RunDirectory:
             GalrayError: It belongs to another configuration (and is not to be overwritten), or is no run
                 directory.
         """
-        stamp = self.path / "config_hash"
         if self.path.exists() and not self.path.is_dir():
             raise GalrayError(f"{self.path}: is a file", "choose another name or output")
-        if stamp.is_file():
-            found = stamp.read_text(errors="replace").strip()
+        stamp = self.place.read("config_hash")
+        if stamp is not None:
+            found = stamp.decode(errors="replace").strip()
             if found != self.config.hash and not self.overwrite:
                 raise GalrayError(
-                    f"{self.path}: belongs to another configuration ({found}, not {self.config.hash})",
+                    f"{self.place.location}: belongs to another configuration "
+                    f"({found}, not {self.config.hash})",
                     "choose another name with --set name=…, or discard it with --overwrite",
                 )
             return found != self.config.hash
-        if self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+        if self._foreign():
             raise GalrayError(
-                f"{self.path}: is neither empty nor a run directory", "choose another name or output"
+                f"{self.place.location}: is neither empty nor a run directory",
+                "choose another name or output",
             )
         return False
+
+    def _foreign(self) -> bool:
+        """Whether there is anything in it at all."""
+        if isinstance(self.place, Mirror):
+            return any(name != LEASE for name in self.place.sizes())
+        return self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir())
 
     def claim(self) -> None:
         """Create the directory, or go on in it if this configuration made it.
 
+        What lies at a URL is brought here, but for the stars, which are read where they are needed.
+
         Raises:
             GalrayError: It belongs to another configuration, is not a run directory, or cannot be written.
         """
-        stamp = self.path / "config_hash"
         if self.check():
             self._discard()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.place.pull(*(f"{name}*" for name in KEPT))
             write_atomic(self.path / "config.toml", to_toml(self.config))
-            write_atomic(stamp, self.config.hash + "\n")
+            write_atomic(self.path / "config_hash", self.config.hash + "\n")
+            self.save()
         except OSError as error:
             raise GalrayError(
                 f"{self.path}: cannot be written: {error.strerror}",
                 "choose an output folder that you may write",
             ) from None
 
+    def save(self) -> None:
+        """Send what is new here to the run's URL, where it has one; members are sent as they end."""
+        own = [name for name in KEPT if name != "members/"]
+        self.place.push(*(f"{name}**/*" if name.endswith("/") else name for name in own))
+
     def _discard(self) -> None:
         """Delete what the other run left: only what a run writes, never a folder that looks foreign."""
+        self.place.remove(*{name.split("/")[0] for name in self.place.sizes()} - {LEASE})
         for child in self.path.iterdir():
             if child.name != ".lock":
                 shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
@@ -136,7 +163,18 @@ class RunDirectory:
         Raises:
             GalrayError: Another process works here.
         """
-        new = not self.path.is_dir() or not any(p.name != ".lock" for p in self.path.iterdir())
+        if isinstance(self.place, Mirror):
+            with lease(self.place):
+                self.place.clear()
+                new = not self._foreign()
+                try:
+                    yield
+                except GalrayError:
+                    if new and not self.stage_seconds():
+                        self.place.remove(*{name.split("/")[0] for name in self.place.sizes()} - {LEASE})
+                    raise
+            return
+        new = not self._foreign()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = (self.path / ".lock").open("a+")
@@ -203,6 +241,7 @@ class RunDirectory:
             seconds = max(seconds, before)  # a repeat that finds everything done must not hide what it took
         content = {"inputs": content_hash(inputs), "seconds": seconds, "finished": now(), "outcome": outcome}
         write_atomic(record, content)
+        self.save()
         return True
 
     def _record(self, name: str) -> Path:
@@ -230,14 +269,18 @@ class Run:
     """A run directory, to look at.
 
     Arguments:
-        folder: The run directory.
+        folder: The run directory, or its URL, of which all but the stars is brought here.
+        storage: How an object store is reached.
 
     Raises:
         GalrayError: It is not one.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).resolve()
+    def __init__(self, folder: str | Path, storage: StorageSettings | None = None) -> None:
+        place = open_place(folder, storage)
+        place.pull(*(f"{name}*" for name in KEPT))
+        self.folder = place.folder.resolve()
+        self._shards = place.below("shards")
         if not (self.folder / "config.toml").is_file():
             raise GalrayError(
                 f"{folder}: not a run directory (no config.toml)", "name a folder that `galray run` made"
@@ -273,7 +316,7 @@ class Run:
         """The run's shard store."""
         from galray.catalog import ShardStore
 
-        return ShardStore(self.folder / "shards")
+        return ShardStore.at(self._shards)
 
     @property
     def field(self) -> FieldEnsemble:
@@ -286,6 +329,6 @@ class Run:
         return FieldEnsemble.from_run(self.folder)
 
 
-def load_run(folder: str | Path) -> Run:
-    """Open a finished or unfinished run directory."""
-    return Run(folder)
+def load_run(folder: str | Path, storage: StorageSettings | None = None) -> Run:
+    """Open a finished or unfinished run directory, also one at a URL."""
+    return Run(folder, storage)

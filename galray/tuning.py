@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from galray.catalog.storage import is_url
 from galray.config import RunConfig, load_config, overrides_of, to_toml, validate_settings
 from galray.ensemble import Trial, concurrent_members, run_search
 from galray.errors import GalrayError
@@ -116,7 +117,7 @@ def train_trial(
     config = _with(base, choices)
     family = config.tune.family
     settings = getattr(config.training, family)
-    store, target = ShardStore(context["store"]), Path(folder)
+    store, target = ShardStore(context["store"], config.catalog.storage), Path(folder)
     states = store.states(dtype=np.float32)
     if config.tune.stars is not None and config.tune.stars < len(states):
         rng = np.random.default_rng(seed_for(config.seed, "tune", "stars"))
@@ -173,6 +174,11 @@ def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool
     if not isinstance(config, RunConfig):
         config = load_config(config)
     own = checked_space(config)
+    if is_url(config.output):
+        raise GalrayError(
+            f"output = {config.output!r}: the trials of a search need a folder that all nodes share",
+            "name one with --set output=/shared/…",
+        )
     if not config.cluster.enabled:
         raise GalrayError("cluster.enabled = false, but the search runs on Ray", "set cluster.enabled = true")
     pipeline = Pipeline(config, console, overwrite=overwrite)
@@ -184,7 +190,7 @@ def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool
         store.require_stars()
         pipeline.connect()
         with pipeline.console.stage("tune", f"{config.tune.trials} trials of {config.tune.family}"):
-            trials = _search(config, str(store.path), folder, own)
+            trials = _search(config, store.location, folder, own)
         found = _conclude(config, folder, trials, own)
         _record(config, folder, found)
     return found

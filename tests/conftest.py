@@ -45,6 +45,34 @@ def test_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def s3_endpoint():
+    """An S3 service with an empty bucket ``galray``, whose keys (any will do) are in the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        client = boto3.client("s3", endpoint_url=address, region_name="us-east-1")
+        client.create_bucket(Bucket="galray")
+        yield address
+    server.stop()
+
+
+@pytest.fixture
+def s3_storage(s3_endpoint, tmp_path, monkeypatch):
+    """Settings that reach it; this process keeps its copies in ``scratch`` of the test's folder."""
+    from galray.catalog.mirror import SCRATCH
+    from galray.catalog.storage import StorageSettings
+
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "scratch"))
+    return StorageSettings(endpoint=s3_endpoint, region="us-east-1")
+
+
+@pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory):
     """MLflow's server on Postgres, artefacts in S3, for tests marked `cluster`; skips without Postgres."""
     from tests.mlflow_server import mlflow_on_postgres

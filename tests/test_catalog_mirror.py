@@ -5,42 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 import threading
+from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from galray.catalog import CatalogSettings, ShardStore, ingest, sky, summarize, verify
 from galray.catalog import lease as leases
 from galray.catalog.lease import LEASE, lease
 from galray.catalog.mirror import SCRATCH, Mirror, Place, RemoteFile, open_place
-from galray.catalog.storage import StorageSettings
 from galray.catalog.workers import Worker
 from galray.errors import GalrayError
 from tests.catalog_stars import stars
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    """An S3 service with a bucket ``galray``, whose keys are in the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        address = f"http://{host}:{port}"
-        client = boto3.client("s3", endpoint_url=address, region_name="us-east-1")
-        client.create_bucket(Bucket="galray")
-        yield address
-    server.stop()
-
-
-@pytest.fixture
-def storage(endpoint, tmp_path, monkeypatch) -> StorageSettings:
-    monkeypatch.setenv(SCRATCH, str(tmp_path / "scratch"))
-    return StorageSettings(endpoint=endpoint, region="us-east-1")
 
 
 def checksums(store: ShardStore) -> list[str]:
@@ -57,8 +33,8 @@ def files(tmp_path):
     return str(folder)
 
 
-def test_a_place_moves_files_whole_and_once(storage, tmp_path) -> None:
-    mine = Mirror("s3://galray/place", storage)
+def test_a_place_moves_files_whole_and_once(s3_storage, tmp_path) -> None:
+    mine = Mirror("s3://galray/place", s3_storage)
     (mine.folder / "deep").mkdir(parents=True)
     for name, text in {"deep/x": "hi", "e": "e", ".hidden": "", "half.tmp": ""}.items():
         (mine.folder / name).write_text(text)
@@ -73,8 +49,8 @@ def test_a_place_moves_files_whole_and_once(storage, tmp_path) -> None:
     mine.pull("deep/*")
     assert [p.name for p in mine.folder.rglob("*") if p.is_file()] == ["x"]
     assert isinstance(mine.file("e"), RemoteFile)
-    assert open(mine.file("e")).read() == "f"
-    with pytest.raises(GalrayError, match="s3://galray/place/none: .*no such"):
+    assert Path(mine.file("e")).read_text() == "f"
+    with pytest.raises(GalrayError, match=r"s3://galray/place/none: .*no such"):
         mine.fetch("none")
     mine.remove("deep", "e")
     assert mine.sizes() == {}
@@ -87,8 +63,8 @@ def test_what_is_no_url_of_a_folder_is_refused(url) -> None:
         Mirror(url)
 
 
-def test_a_store_at_a_url_is_the_local_one(storage, files, tmp_path, monkeypatch) -> None:
-    settings = CatalogSettings(files=(files,), num_shards=3, storage=storage, require_rv=False)
+def test_a_store_at_a_url_is_the_local_one(s3_storage, files, tmp_path, monkeypatch) -> None:
+    settings = CatalogSettings(files=(files,), num_shards=3, storage=s3_storage, require_rv=False)
     here = ingest(settings, tmp_path / "here")
     there = ingest(settings, "s3://galray/there/store")
     assert checksums(there) == checksums(here)
@@ -102,7 +78,7 @@ def test_a_store_at_a_url_is_the_local_one(storage, files, tmp_path, monkeypatch
     again = ingest(settings, "s3://galray/there/store")
     assert again.manifest["created"] == there.manifest["created"], "it was whole"
     assert not list((tmp_path / "node2").rglob("shard-*"))
-    store = pickle.loads(pickle.dumps(ShardStore("s3://galray/there/store", storage)))
+    store = pickle.loads(pickle.dumps(ShardStore("s3://galray/there/store", s3_storage)))
     assert np.array_equal(store.states([1]), here.states([1]))
     assert [p.name for p in (tmp_path / "node2").rglob("shard-*")] == ["shard-00001.parquet"]
     assert store.no_rv.table(["source_id"]).equals(here.no_rv.table(["source_id"]))
@@ -114,21 +90,21 @@ def test_a_store_at_a_url_is_the_local_one(storage, files, tmp_path, monkeypatch
         assert np.array_equal(mine, theirs)
     assert summarize(store).num_stars == here.num_rows
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node3"))
-    found = verify(ShardStore("s3://galray/there/store", storage))
+    found = verify(ShardStore("s3://galray/there/store", s3_storage))
     assert found.problems == ()
     assert found.tiles == len(here.manifest["tiles"]["files"]) + len(here.no_rv.manifest["tiles"]["files"])
 
 
-def test_another_store_at_the_same_url_replaces_copies(storage, files, tmp_path, monkeypatch) -> None:
-    settings = CatalogSettings(files=(files,), num_shards=2, storage=storage)
+def test_another_store_at_the_same_url_replaces_copies(s3_storage, files, tmp_path, monkeypatch) -> None:
+    settings = CatalogSettings(files=(files,), num_shards=2, storage=s3_storage)
     ingest(settings, "s3://galray/changing")
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
-    store = ShardStore("s3://galray/changing", storage)
+    store = ShardStore("s3://galray/changing", s3_storage)
     before = store.states()
     monkeypatch.setenv(SCRATCH, str(tmp_path / "scratch"))
     ingest(settings.model_copy(update={"num_shards": 5}), "s3://galray/changing", seed=4)
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
-    changed = ShardStore("s3://galray/changing", storage)
+    changed = ShardStore("s3://galray/changing", s3_storage)
     assert len(changed.shards) == 5
     assert np.array_equal(np.sort(changed.states()[:, 0]), np.sort(before[:, 0]))
     assert [name for name in changed._place.sizes() if name.startswith("shard-") and "parquet" in name] == [
@@ -136,8 +112,8 @@ def test_another_store_at_the_same_url_replaces_copies(storage, files, tmp_path,
     ]
 
 
-def test_an_ingest_goes_on_on_another_node(storage, files, tmp_path, monkeypatch) -> None:
-    settings = CatalogSettings(files=(files,), num_shards=2, storage=storage)
+def test_an_ingest_goes_on_on_another_node(s3_storage, files, tmp_path, monkeypatch) -> None:
+    settings = CatalogSettings(files=(files,), num_shards=2, storage=s3_storage)
 
     class Killed(BaseException):
         """As if the driver's node had gone."""
@@ -157,10 +133,10 @@ def test_an_ingest_goes_on_on_another_node(storage, files, tmp_path, monkeypatch
     assert checksums(store) == checksums(ingest(settings, tmp_path / "here"))
 
 
-def test_a_lease_keeps_others_out_and_outlives_no_owner(storage, monkeypatch) -> None:
+def test_a_lease_keeps_others_out_and_outlives_no_owner(s3_storage, monkeypatch) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.2)
     monkeypatch.setattr(leases, "DEAD_SECONDS", 1.0)
-    place = Mirror("s3://galray/leased", storage)
+    place = Mirror("s3://galray/leased", s3_storage)
     with lease(place):
         with (
             pytest.raises(GalrayError, match=r"s3://galray/leased: process \d+ on .* works here"),

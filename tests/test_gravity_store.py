@@ -84,9 +84,7 @@ def test_ray_and_one_process_give_the_same_sums(stores, ray_session):
     assert len(spread) == 3
     from galray.measurement import shard_sums
 
-    tasks = [
-        (str(stores[0].path), i, None, settings.model_dump(mode="json"), stores[0].ball) for i in range(4)
-    ]
+    tasks = [(stores[0], i, None, settings.model_dump(mode="json"), stores[0].ball) for i in range(4)]
     alone = [shard_sums(task)[0] for task in tasks]
     np.testing.assert_array_equal(spread[0].matrix, alone[0].matrix + alone[3].matrix)
     np.testing.assert_array_equal(spread[0].scatter, sum(one.scatter for one in alone))

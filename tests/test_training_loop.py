@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             seed=3,
             checkpoint_dir=tmp_path,
         )
-    (tmp_path / "checkpoint" / "state.json").write_text("{")
+    (tmp_path / "checkpoint" / "state.safetensors").write_text("{")
     with pytest.raises(GalrayError, match="cannot be read"):
         fit(
             model_of("flow"),

@@ -13,10 +13,9 @@ import getpass
 import os
 import shutil
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +37,9 @@ _PARTS = 32
 """Files that are moved at a time."""
 
 Answer = TypeVar("Answer")
+
+_known: dict[Path, tuple[int, int]] = {}
+"""Bytes and time of change of the copies that this process has moved: what is so still need not be sent."""
 
 
 def scratch_folder() -> Path:
@@ -115,7 +117,7 @@ class Place:
     def push(self, *patterns: str, last: Sequence[str] = ()) -> None:
         """Send files that are new here or have changed since this process moved them.
 
-        Names that begin with a dot, or end in .tmp or .part, are work in progress and stay.
+        Files whose names begin with a dot, or end in .tmp or .part, are work in progress and stay.
 
         Arguments:
             patterns: Of names in the folder, as ``Path.glob`` reads them; all files where there are none.
@@ -124,6 +126,9 @@ class Place:
 
     def remove(self, *prefixes: str) -> None:
         """Delete files away from this node: names, or folders with all that is in them."""
+
+    def settle(self) -> None:
+        """Make the place what is on this node: send what is new, delete what is gone."""
 
     def clear(self) -> None:
         """Throw this node's copy away, where it is one."""
@@ -148,8 +153,6 @@ class Mirror(Place):
             raise GalrayError(f"{url}: not a URL of a folder", "name a place such as s3://bucket/folder")
         super().__init__(scratch_folder().joinpath(scheme, *parts))
         self.storage = storage or StorageSettings()
-        self._known: dict[str, tuple[int, int]] = {}
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Mirror, (self.url, self.storage))
@@ -204,9 +207,7 @@ class Mirror(Place):
         """As `Place.push`."""
         found = {path for pattern in patterns or ("**/*",) for path in self.folder.glob(pattern)}
         names = sorted(str(path.relative_to(self.folder)) for path in found if path.is_file())
-        changed = [
-            name for name in names if not _in_progress(name) and self._state(name) != self._known.get(name)
-        ]
+        changed = [name for name in names if not _in_progress(name) and self._is_new(name)]
         first = [name for name in changed if name not in last]
         for group in (first, [name for name in last if name in changed]):
             for begin in range(0, len(group), _PARTS):
@@ -219,7 +220,12 @@ class Mirror(Place):
             if names:
                 self._patiently(partial(self._delete, list(names)), "deleted")
             for name in names:
-                self._known.pop(name, None)
+                _known.pop(self.folder / name, None)
+
+    def settle(self) -> None:
+        """As `Place.settle`."""
+        self.push()
+        self.remove(*(name for name in self.sizes() if not (self.folder / name).is_file()))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file unless there is one already; whether it was written."""
@@ -251,7 +257,6 @@ class Mirror(Place):
     def clear(self) -> None:
         """As `Place.clear`."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._known = {}
 
     # Transfers ---------------------------------------------------------------------------------------------
 
@@ -261,6 +266,9 @@ class Mirror(Place):
     def _state(self, name: str) -> tuple[int, int]:
         status = (self.folder / name).stat()
         return status.st_size, status.st_mtime_ns
+
+    def _is_new(self, name: str) -> bool:
+        return self._state(name) != _known.get(self.folder / name)
 
     def _has(self, name: str, size: int) -> bool:
         try:
@@ -284,8 +292,7 @@ class Mirror(Place):
             self._patiently(move, "read", f"{names[0]}" if len(names) == 1 else "")
             for name, part, path in zip(names, parts, targets, strict=True):
                 part.replace(path)
-                with self._lock:
-                    self._known[name] = self._state(name)
+                _known[path] = self._state(name)
         finally:
             for part in parts:
                 part.unlink(missing_ok=True)
@@ -295,8 +302,7 @@ class Mirror(Place):
         local = [str(self.folder / name) for name in names]
         remote = [join_url(self.url, name) for name in names]
         self._patiently(lambda: self._system().put(local, remote), "written")
-        with self._lock:
-            self._known |= states
+        _known.update({self.folder / name: state for name, state in states.items()})
 
     def _patiently(self, work: Callable[[], Answer], what: str, name: str = "") -> Answer:
         """Do it again while the store or the network fail; then say where."""
@@ -352,5 +358,5 @@ class RemoteFile(os.PathLike[str]):
 
 
 def _in_progress(name: str) -> bool:
-    parts: Iterable[str] = name.split("/")
-    return any(part.startswith(".") or part.endswith((".tmp", ".part")) for part in parts)
+    file = name.rpartition("/")[2]
+    return file.startswith(".") or file.endswith((".tmp", ".part"))

@@ -10,11 +10,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from galray.catalog.mirror import Mirror, Place
 from galray.ensemble.members import MemberSpec
-from galray.ensemble.store import MemberOutcome, MemberStore
+from galray.ensemble.store import MemberOutcome, MemberStore, on_report
 from galray.errors import GalrayError
 
 __all__ = ["MemberFunction", "execute", "limit_threads", "resolve"]
@@ -47,7 +47,7 @@ def resolve(function: str | MemberFunction) -> MemberFunction:
 
 
 def execute(
-    function: str | MemberFunction, spec: MemberSpec, folder: Path | str, context: Mapping[str, Any]
+    function: str | MemberFunction, spec: MemberSpec, place: Place, context: Mapping[str, Any]
 ) -> MemberOutcome:
     """Run one member from its empty (or interrupted) folder to its outcome on disk.
 
@@ -57,17 +57,23 @@ def execute(
     Arguments:
         function: The members' function.
         spec: The member.
-        folder: The folder of all members.
+        place: The folder of all members.
         context: What the function's third argument shall be.
 
     Returns:
         The outcome, already written.
     """
-    store = MemberStore(folder) if Path(folder).is_dir() else _absent(folder)
+    if not place.folder.is_dir() and not isinstance(place, Mirror):
+        raise GalrayError(
+            f"the members' folder {place.folder} does not exist on node {os.uname().nodename}",
+            "put the run directory on storage that all nodes of the cluster share, or at a URL",
+        )
+    store = MemberStore(place)
     work = store.begin(spec)
     start = time.monotonic()
     try:
-        result = resolve(function)(spec.to_dict(), str(work), context)
+        with on_report(work, lambda: store.send(spec)):
+            result = resolve(function)(spec.to_dict(), str(work), context)
         if result is not None and not isinstance(result, dict):
             raise TypeError(f"a member's function must return a dict or None, not {type(result).__name__}")
     except Exception:
@@ -106,10 +112,3 @@ def _release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _absent(folder: Path | str) -> MemberStore:
-    raise GalrayError(
-        f"the members' folder {folder} does not exist on node {os.uname().nodename}",
-        "put the run directory on storage that all nodes of the cluster share",
-    )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from galray.catalog.mirror import Place
 from galray.cluster import is_connected, require
 from galray.ensemble.execute import MemberFunction, execute, limit_threads
 from galray.ensemble.members import EnsembleSettings, MemberSpec
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 def run_members(
     specs: Sequence[MemberSpec],
     function: str | MemberFunction,
-    folder: Path | str,
+    folder: Path | str | Place,
     context: Mapping[str, Any] | None = None,
     settings: EnsembleSettings | None = None,
     on_done: Callable[[MemberSpec, MemberOutcome], None] | None = None,
@@ -39,7 +40,7 @@ def run_members(
         function: `function(spec, folder, context)` or "package.module:callable"; spec is
             `MemberSpec.to_dict()`, folder is where it may write (and find its own checkpoints again),
             and the dictionary it returns becomes `result`.
-        folder: The run's `members/`; on a cluster of several nodes it must be on shared storage.
+        folder: The run's `members/`; on a cluster of several nodes on storage that they share, or at a URL.
         context: What all members share: paths, settings, small arrays.
         settings: How they are run; defaults when absent.
         on_done: Called in this process with (spec, outcome) for each member as it ends, first for those
@@ -81,7 +82,7 @@ def run_members(
         else:
             for spec in missing:
                 with limit_threads(settings.threads):
-                    outcome = execute(function, spec, store.folder, context or {})
+                    outcome = execute(function, spec, store.place, context or {})
                 done(outcome)
     result = [outcomes[spec.id] for spec in specs]
     if callback_errors:

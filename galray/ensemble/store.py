@@ -16,19 +16,23 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from galray.catalog.mirror import Mirror, Place
 from galray.ensemble.members import MemberSpec
 from galray.errors import GalrayError
+from galray.provenance import write_atomic
 
 __all__ = ["MemberOutcome", "MemberStore", "read_progress", "report_progress"]
 
 _FOLDER = re.compile(r"^(\d{3,})(\.tmp)?$")
 _REPORT_SECONDS = 1.0
+_SEND_SECONDS = 20.0
 _last_report: dict[str, float] = {}
+_senders: dict[str, tuple[Callable[[], None], float]] = {}
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,19 @@ class MemberOutcome:
 class MemberStore:
     """The folder `members/` of a run.
 
+    At a URL each node works in its own copy: a member is sent there when it is finished, and before that what
+    it needs to go on elsewhere; who reads its outcome brings it.
+
     Arguments:
-        folder: Path of the folder; made when absent.
+        place: The folder, made when absent, or its place.
 
     Raises:
         GalrayError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder).absolute()
+    def __init__(self, place: Path | str | Place) -> None:
+        self.place = place if isinstance(place, Place) else Place(Path(place).absolute())
+        self.folder = self.place.folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -160,11 +168,13 @@ class MemberStore:
                     for name in ("result.json", "error.txt"):
                         (path / name).unlink(missing_ok=True)
                     os.replace(path, work)
+        self.place.settle()
         return outcomes
 
     def begin(self, spec: MemberSpec) -> Path:
         """Make the work folder of a member (or find the one of an interrupted run) and say who it is."""
         work = self.work_path(spec)
+        self.take_over(spec)
         if not self.folder.is_dir():
             raise GalrayError(
                 f"the members' folder {self.folder} does not exist on node {os.uname().nodename}",
@@ -175,6 +185,28 @@ class MemberStore:
         work.mkdir(exist_ok=True)
         write_json(work / "spec.json", spec.to_dict())
         return work
+
+    def take_over(self, spec: MemberSpec) -> None:
+        """Bring what an interrupted member left on another node, in place of what is here of it."""
+        if isinstance(self.place, Mirror):
+            for path in (self.path(spec), self.work_path(spec)):
+                shutil.rmtree(path, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.place.pull(prefix=self.work_path(spec).name)
+
+    def send(self, spec: MemberSpec) -> None:
+        """Send what an unfinished member has written, so that it can go on elsewhere."""
+        self.place.push(f"{self.work_path(spec).name}/**/*")
+
+    def look(self, spec: MemberSpec) -> tuple[float, str] | None:
+        """What a running member reported last of its progress; None before the first report."""
+        work = self.work_path(spec)
+        if isinstance(self.place, Mirror):
+            for name in ("curve.json", "progress.json"):
+                if (content := self.place.read(f"{work.name}/{name}")) is not None:
+                    work.mkdir(exist_ok=True)
+                    write_atomic(work / name, content)
+        return read_progress(work)
 
     def finish(
         self, spec: MemberSpec, *, seconds: float, result: Any = None, traceback: str = ""
@@ -207,12 +239,16 @@ class MemberStore:
         if path.exists():
             shutil.rmtree(path)
         os.replace(work, path)
+        self.place.remove(path.name)
+        self.place.push(f"{path.name}/**/*", last=[f"{path.name}/result.json"])
+        self.place.remove(work.name)
         outcome = self.read(spec)
         assert outcome is not None
         return outcome
 
     def read(self, spec: MemberSpec, *, reused: bool = False) -> MemberOutcome | None:
         """Read the outcome of a member; None when there is none for this very content."""
+        self.place.pull(prefix=self.path(spec).name)
         record = _read_json(self.path(spec) / "result.json")
         if record.get("id") != spec.id:
             return None
@@ -242,6 +278,26 @@ def report_progress(folder: Path | str, fraction: float, note: str = "") -> None
     _last_report[str(folder)] = now
     with contextlib.suppress(OSError):  # no member shall die of its progress bar
         write_json(Path(folder) / "progress.json", {"fraction": float(fraction), "note": note})
+    send, last = _senders.get(str(folder), (None, 0.0))
+    if send is not None and now - last >= _SEND_SECONDS:
+        _senders[str(folder)] = (send, now)
+        with contextlib.suppress(GalrayError):  # the next one may arrive
+            send()
+
+
+@contextlib.contextmanager
+def on_report(folder: Path, send: Callable[[], None]) -> Iterator[None]:
+    """Have a member's files sent now and then as it reports its progress, when it is between two epochs.
+
+    Arguments:
+        folder: Its work folder.
+        send: Sends them.
+    """
+    _senders[str(folder)] = (send, time.monotonic())
+    try:
+        yield
+    finally:
+        del _senders[str(folder)]
 
 
 def read_progress(folder: Path) -> tuple[float, str] | None:

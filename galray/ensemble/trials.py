@@ -18,9 +18,10 @@ from typing import Any
 
 from ray import tune
 
+from galray.catalog.mirror import Place
 from galray.ensemble.execute import MemberFunction, execute, limit_threads
 from galray.ensemble.members import EnsembleSettings, MemberSpec
-from galray.ensemble.store import MemberOutcome, MemberStore, read_progress
+from galray.ensemble.store import MemberOutcome, MemberStore
 
 __all__ = ["run_trials", "silence"]
 
@@ -33,6 +34,7 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _POLL_SECONDS = 1.0
+_POLL_SECONDS_AT_URL = 10.0
 
 
 class MemberTrial(tune.Trainable):
@@ -52,7 +54,7 @@ class MemberTrial(tune.Trainable):
         shared = self._shared
         spec = MemberSpec.from_dict(shared["specs"][self.config["member"]])
         with limit_threads(shared["threads"]):
-            outcome = execute(shared["function"], spec, shared["folder"], shared["context"])
+            outcome = execute(shared["function"], spec, shared["place"], shared["context"])
         return {"done": True, "status": outcome.status, "seconds": outcome.seconds}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -82,6 +84,7 @@ class _Watch(tune.Callback):
         self._on_progress = on_progress
         self._seen: set[int] = set()
         self._next_poll = 0.0
+        self._poll_seconds = _POLL_SECONDS if type(store.place) is Place else _POLL_SECONDS_AT_URL
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled without the listeners, which hold open files and threads of the driver.
@@ -95,14 +98,14 @@ class _Watch(tune.Callback):
         """Look for members that ended and for progress, at most once a second."""
         if time.monotonic() < self._next_poll:
             return
-        self._next_poll = time.monotonic() + _POLL_SECONDS
+        self._next_poll = time.monotonic() + self._poll_seconds
         for trial in trials:
             place = trial.config["member"]
             if trial.status in ("TERMINATED", "ERROR") and place not in self._seen:
                 self._end(trial)
             elif trial.status == "RUNNING" and self._on_progress is not None:
                 spec = self._specs[place]
-                progress = read_progress(self._store.work_path(spec))
+                progress = self._store.look(spec)
                 if progress is not None:
                     self._on_progress(spec, *progress)
 
@@ -158,13 +161,14 @@ def run_trials(
                 f"the member ended on its worker but {store.path(spec)} is not here: is the run directory "
                 "on storage that all nodes share?"
             )
+            store.take_over(spec)
             outcome = store.finish(spec, seconds=0.0, traceback=f"WorkerDied: {reason}")
         on_outcome(outcome)
 
     shared = {
         "specs": [spec.to_dict() for spec in specs],
         "function": function,
-        "folder": str(store.folder),
+        "place": store.place,
         "context": dict(context),
         "threads": settings.threads,
     }

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, written atomically; nothing is ever unpickled."""
+"""Checkpoints: safetensors with JSON in its header, written atomically; nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from galray.errors import GalrayError
 
 __all__ = ["load_checkpoint", "pack_optimizer", "save_checkpoint", "unpack_optimizer"]
+
+
+FILE = "state.safetensors"
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -31,9 +35,11 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], state: dict[str, A
     fresh.mkdir(parents=True)
     # safetensors refuses tensors that share memory, so each is copied to memory of its own.
     save_file(
-        {k: t.detach().cpu().clone().contiguous() for k, t in tensors.items()}, fresh / "state.safetensors"
+        {k: t.detach().cpu().clone().contiguous() for k, t in tensors.items()},
+        fresh / FILE,
+        # One file: a copy of it elsewhere is of one moment too.
+        metadata={"state": json.dumps(state)},
     )
-    (fresh / "state.json").write_text(json.dumps(state))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
@@ -53,8 +59,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         if not folder.exists():
             return None
     try:
-        state = json.loads((folder / "state.json").read_text())
-        return load_file(folder / "state.safetensors"), state
+        with safe_open(folder / FILE, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+        return load_file(folder / FILE), state
     except Exception as error:
         raise GalrayError(
             f"the checkpoint {folder} cannot be read: {error}", "delete it to train from the start"

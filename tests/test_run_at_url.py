@@ -1,0 +1,115 @@
+"""A whole run whose data, members and results lie in an object store; no two nodes share a disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import galray
+from galray.catalog.lease import LEASE
+from galray.catalog.mirror import SCRATCH, Mirror
+from galray.config import load_config
+from galray.ensemble import MemberSpec, MemberStore, run_members
+from galray.ensemble import store as member_files
+from galray.errors import GalrayError
+from galray.pipeline import Pipeline
+from tests.chain_config import write_config
+
+
+def test_a_run_at_a_url_goes_on_elsewhere_and_is_read_from_a_third(tmp_path, s3_storage, monkeypatch) -> None:
+    path = write_config(tmp_path, num_stars=6000)
+    at_url = [
+        "output=s3://galray/runs",
+        f"catalog.storage.endpoint={s3_storage.endpoint}",
+        "catalog.storage.region=us-east-1",
+        "tracking.enabled=false",
+        "cluster.enabled=false",
+        'methods=["score"]',
+        "ensemble.score.seeds=1",
+    ]
+    config = load_config(path, at_url)
+    Pipeline(config).run(until="members")
+    shutil.rmtree(tmp_path / "scratch")
+
+    # Another node goes on: nothing of the first one's is there.
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
+    with monkeypatch.context() as patch:
+        patch.delattr("galray.measurement.run_member")  # the member is finished, and not begun again
+        run = Pipeline(config).run()
+
+    # A third one reads.
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node3"))
+    read = galray.load_run("s3://galray/runs/tiny", s3_storage)
+    assert read.headline == run.headline
+    assert read.stage_seconds.keys() >= {"mock", "catalog", "members", "measure", "report"}
+    assert (read.folder / "report.html").is_file()
+    assert (read.folder / "members" / "000" / "model" / "model.safetensors").is_file()
+    assert read.catalog.states([0]).shape[1] == 6
+    names = set(Mirror("s3://galray/runs/tiny", s3_storage).sizes())
+    assert LEASE not in names
+    assert not [name for name in names if ".tmp" in name or ".ingest" in name]
+
+    # The directory belongs to its configuration.
+    with pytest.raises(GalrayError, match="s3://galray/runs/tiny: belongs to another configuration"):
+        Pipeline(load_config(path, [*at_url, "seed=4"])).run()
+
+
+def spoilt(spec: dict, folder: str, context: dict) -> dict:
+    """A member that counts its epochs in a file, and whose node goes away after the first one."""
+    checkpoint = Path(folder) / "epoch.txt"
+    epoch = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    checkpoint.write_text(str(epoch + 1))
+    member_files.report_progress(folder, 0.5, "epoch")
+    if epoch == 0:
+        raise KeyboardInterrupt
+    return {"begun_at": epoch}
+
+
+def test_a_member_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch) -> None:
+    monkeypatch.setattr(member_files, "_SEND_SECONDS", 0.0)
+    place = Mirror("s3://galray/members", s3_storage)
+    specs = [MemberSpec(0, "score", context_hash="a"), MemberSpec(1, "score", seed=1, context_hash="a")]
+    with pytest.raises(KeyboardInterrupt):
+        run_members(specs[:1], spoilt, place)
+    assert place.sizes("000.tmp").keys() >= {"000.tmp/epoch.txt", "000.tmp/spec.json"}
+
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
+    second = Mirror("s3://galray/members", s3_storage)
+    second.pull()
+    (outcome,) = run_members(specs[:1], spoilt, second)
+    assert outcome.result == {"begun_at": 1}
+    assert {name.split("/")[0] for name in place.sizes()} == {"000"}
+
+    # What a dead worker left is kept with the word of its death.
+    store = MemberStore(second)
+    store.begin(specs[1])
+    (store.work_path(specs[1]) / "epoch.txt").write_text("5")
+    store.send(specs[1])
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node3"))
+    driver = MemberStore(Mirror("s3://galray/members", s3_storage))
+    driver.take_over(specs[1])
+    failed = driver.finish(specs[1], seconds=0.0, traceback="WorkerDied: gone")
+    assert failed.error == "WorkerDied: gone"
+    assert (failed.folder / "epoch.txt").read_text() == "5"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("training.score.workers=2", "workers of one training"), ("output=s3://galray/../x", "not a URL")],
+)
+def test_what_a_url_cannot_do_is_refused(tmp_path, override, words) -> None:
+    config = load_config(write_config(tmp_path), ["output=s3://galray/runs", override])
+    with pytest.raises(GalrayError, match=words):
+        Pipeline(config).run()
+
+
+def test_a_search_at_a_url_is_refused(tmp_path) -> None:
+    from galray.tuning import tune
+
+    config = load_config(
+        write_config(tmp_path), ["output=s3://galray/runs", 'tune.space={"training.score.epochs"=[1,2]}']
+    )
+    with pytest.raises(GalrayError, match="trials of a search"):
+        tune(config)

@@ -96,7 +96,7 @@ class Place:
         """A small file; None where there is none."""
         try:
             return (self.folder / name).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def pull(self, *patterns: str, prefix: str = "") -> None:

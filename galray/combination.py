@@ -88,10 +88,15 @@ def combine_run(
         RunDirectory(config).outcome("moments") or {},
         tests=tests,
         residuals=residuals,
+        checks=steady_state.field_checks(folder, stars, kernel),
         truth=truth,
     )
+    disturbances = {}
     if tests is not None:
-        estimates = steady_state.with_disturbances(estimates, places, tests, len(stars))
+        disturbances = steady_state.disturbance_sizes(estimates, places, tests, len(stars))
+        for name, causes in disturbances.items():
+            errors = {cause: np.array([sizes[g] for g in groups]) for cause, sizes in causes.items()}
+            estimates[name] = steady_state.with_disturbances(estimates[name], groups, errors)
 
     results = folder / "results"
     results.mkdir(exist_ok=True)
@@ -120,6 +125,7 @@ def combine_run(
         "catalog": account(store),
         "halo": halo,
         "equilibrium": equilibrium,
+        "disturbances": disturbances,
         "checks": member_checks(config, folder, store, list(specs)),
         "members": members,
         "weights": {}

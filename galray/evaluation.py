@@ -6,7 +6,7 @@ to one value. A single field gives the errors that it carries (splines do), or n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from galray.frame import GalacticFrame, cylindrical
 from galray.gravity.exports import has_potential
 from galray.positions import Positions
 from galray.results import ACCELERATION_UNIT, DENSITY_UNIT
+from galray.steady_state import with_disturbances
 from galray.units import MSUN_PC3
 
 __all__ = ["Evaluation", "FieldSource", "RunSource", "evaluate", "open_source"]
@@ -118,6 +119,7 @@ class RunSource:
         truth = read_json(folder / "truth.json") if config.mock is not None else None
         self.baryons = gravity.build(config.gravity.baryons, truth["baryons"] if truth else None)
         self.baryon_draws = [self.baryons.draw([config.seed, i]) for i in range(NUM_BARYON_DRAWS)]
+        self.disturbances = run.summary.get("disturbances", {}).get(method, {})
         self.quantities = list(UNITS)
         record = run.provenance
         self.meta = {
@@ -129,7 +131,7 @@ class RunSource:
         }
 
     def estimate(self, x: Array, names: Sequence[str]) -> Estimate:
-        """Values (quantity-major) with the run's error budget, baryons' errors included."""
+        """Values (quantity-major) with the run's error budget: errors of the baryons and disturbances too."""
         groups = [name for name in names for _ in range(len(x))]
         wanted = list(self.members) if self.name == "combined" else [self.name]
         estimates = []
@@ -153,6 +155,8 @@ class RunSource:
         whole = estimates[0]
         if self.name == "combined":
             whole = combine_methods(estimates, groups=groups, settings=self.budget)
+        causes = {c: disturbed(sizes, x, names, self.frame) for c, sizes in self.disturbances.items()}
+        whole = with_disturbances(whole, groups, causes)
         if "rho_dm" not in names:
             return whole
         own = np.array(groups) == "rho_dm"
@@ -228,6 +232,28 @@ def open_source(path: str | Path, method: str = "combined") -> FieldSource | Run
         f"{folder}: neither a run directory nor a field",
         "name what `galray run` made, or a folder of save_field",
     )
+
+
+def disturbed(sizes: Mapping[str, float], x: Array, names: Sequence[str], frame: GalacticFrame) -> Array:
+    """Errors of one disturbance at positions (n, 3), quantity-major.
+
+    Arguments:
+        sizes: Its error by kind of quantity: ``a_R``, ``a_phi``, ``a_z``, ``rho``, ``rho_dm``.
+        x: Positions in kpc.
+        names: Quantities. Those of a_x and a_y follow by direction; that of Φ is the work that shifts alike
+            everywhere would do on the way from the Sun.
+        frame: Where the Sun is.
+    """
+    outward, along = _directions(x)
+    radial, around, vertical = (sizes.get(name, 0.0) for name in ("a_R", "a_phi", "a_z"))
+    here, sun = cylindrical(x), cylindrical(np.array(frame.sun_position))
+    way = np.stack([here[:, 0] - sun[0], sun[0] * (here[:, 1] - sun[1]), here[:, 2] - sun[2]], -1)
+    found = {
+        "a_x": np.hypot(radial * outward[:, 0], around * along[:, 0]),
+        "a_y": np.hypot(radial * outward[:, 1], around * along[:, 1]),
+        "potential": np.linalg.norm(way * [radial, around, vertical], axis=-1),
+    }
+    return np.concatenate([found.get(name, np.full(len(x), sizes.get(name, 0.0))) for name in names])
 
 
 def field_values(field: Any, x: Array, names: Sequence[str], kernel: Any, frame: GalacticFrame) -> Array:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from galray.catalog import ShardStore
+from galray.cluster import stream_shards
 from galray.combination import account, sample_stars
 from galray.config import RunConfig
 from galray.errors import GalrayError
 from galray.gravity.vertical import VerticalResult, VerticalSample, VerticalSettings, measure
 from galray.provenance import write_atomic
-from galray.results import ACCELERATION_UNIT, DENSITY_UNIT
+from galray.results import ACCELERATION_UNIT, DENSITY_UNIT, SURFACE_UNIT
 from galray.rundir import read_json
 from galray.summary import run_header
 from galray.units import GEV_PER_CM3, MSUN_PC3, G
@@ -26,12 +28,22 @@ MIDPLANE = (
     ("Kalda & Green 2025 (Gaia DR3)", 0.086, 0.010, "arXiv:2507.03742"),
 )
 EXPECTED_RANGE = (0.08, 0.12)
+SURFACE = 2 * np.pi * G * 1e6  # (km/s)²/kpc per Msun/pc²
+Progress = Callable[[int, int], None]
 
 
-def measure_local(config: RunConfig, folder: Path, store: ShardStore) -> dict[str, Any]:
+def measure_local(
+    config: RunConfig, folder: Path, store: ShardStore, progress: Progress | None = None
+) -> dict[str, Any]:
     """Measure a_z(z) and the total density in the plane, and write ``results/``.
 
     Stars with and without radial velocity both enter: the density is that of all of them.
+
+    Arguments:
+        config: The run's configuration.
+        folder: The run directory.
+        store: Its shards.
+        progress: Called with (done, all) as the replicas of the compared inversions end.
 
     Raises:
         GalrayError: The effective areas are absent, or columns that the inversion needs were not kept.
@@ -46,7 +58,11 @@ def measure_local(config: RunConfig, folder: Path, store: ShardStore) -> dict[st
     table = pl.concat(parts, how="diagonal_relaxed").sort("source_id")
     sample = VerticalSample.from_table(table, effective_area(config))
     settings = VerticalSettings.model_validate(config.vertical.model_dump(exclude={"effective_area"}))
-    result = measure(sample, settings, config.seed)
+
+    def mapper(function: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+        return stream_shards(function, numbers, progress=progress)
+
+    result = measure(sample, settings, config.seed, mapper=mapper)
 
     results = folder / "results"
     results.mkdir(exist_ok=True)
@@ -98,23 +114,23 @@ def write_profiles(result: VerticalResult, path: Path) -> None:
 
     a_error = np.sqrt(np.diag(result.a_z_covariance))
     rows = []
+
+    def add(method: str, quantity: str, z: float, value: float, error: float) -> None:
+        row = {"profile": "vertical", "coordinate": float(z), "quantity": quantity, "method": method}
+        rows.append(row | {"value": float(value), "error": float(error), "truth": None})
+
+    def add_force(method: str, z: float, a_z: float, error: float) -> None:
+        add(method, "a_z", z, a_z, error)
+        add(method, "K_z", z, abs(a_z) / SURFACE, error / SURFACE)
+
     for i, z in enumerate(result.z):
-        for name, value, error in (
-            ("a_z", result.a_z[i], a_error[i]),
-            ("K_z", abs(result.a_z[i]) / (2 * np.pi * G) / 1e6, a_error[i] / (2 * np.pi * G) / 1e6),
-            ("rho", result.rho[i] / MSUN_PC3, result.rho_error[i] / MSUN_PC3),
-        ):
-            rows.append(
-                {
-                    "profile": "vertical",
-                    "coordinate": float(z),
-                    "quantity": name,
-                    "method": "vertical",
-                    "value": float(value),
-                    "error": float(error),
-                    "truth": None,
-                }
-            )
+        add_force("vertical", z, result.a_z[i], a_error[i])
+        add("vertical", "rho", z, result.rho[i] / MSUN_PC3, result.rho_error[i] / MSUN_PC3)
+    if (found := result.comparison) is not None:
+        for method, (values, errors) in found.a_z.items():
+            for z, a_z, error in zip(found.z, values, errors, strict=True):
+                if z > 0:
+                    add_force(method, z, a_z, error)
     schema = {"profile": pl.String, "coordinate": pl.Float64, "quantity": pl.String, "method": pl.String}
     schema |= dict.fromkeys(("value", "error", "truth"), pl.Float64)
     pl.DataFrame(rows, schema=schema).write_parquet(path)
@@ -138,36 +154,29 @@ def summarise(config: RunConfig, folder: Path, store: ShardStore, result: Vertic
     record = read_json(folder / "provenance.json")
     a_error = np.sqrt(np.diag(result.a_z_covariance))
     sun = list(store.frame.sun_position)
-    quantities: list[dict[str, Any]] = [
-        {
-            "name": "rho",
-            "label": "ρ",
-            "where": "midplane at the Sun",
-            "x": [sun[0], 0.0, 0.0],
-            "method": "vertical",
-            "value": result.rho0,
-            "error": result.rho0_error,
-            "truth": None,
-            "pull": None,
-            "unit": DENSITY_UNIT,
-        }
-    ]
+    quantities: list[dict[str, Any]] = []
+
+    def add(
+        name: str, label: str, where: str, z: float, method: str, value: float, error: float, unit: str
+    ) -> None:
+        about = {"name": name, "label": label, "where": where, "x": [sun[0], 0.0, z], "method": method}
+        number = {"value": float(value), "error": float(error), "truth": None, "pull": None, "unit": unit}
+        quantities.append(about | number)
+
+    midplane = ("rho", "ρ", "midplane at the Sun", 0.0)
+    add(*midplane, "vertical", result.rho0, result.rho0_error, DENSITY_UNIT)
     for height in (0.05, 0.1, 0.2, 0.3):
         value, error = (float(np.interp(height, result.z, y)) for y in (result.a_z, a_error))
-        quantities.append(
-            {
-                "name": "a_z",
-                "label": "a_z",
-                "where": f"z=+{height:g} kpc",
-                "x": [sun[0], 0.0, height],
-                "method": "vertical",
-                "value": value,
-                "error": error,
-                "truth": None,
-                "pull": None,
-                "unit": ACCELERATION_UNIT,
-            }
-        )
+        add("a_z", "a_z", f"z=+{height:g} kpc", height, "vertical", value, error, ACCELERATION_UNIT)
+    compared = {}
+    if (found := result.comparison) is not None:
+        for method, (value, error) in found.rho0.items():
+            add(*midplane, method, value, error, DENSITY_UNIT)
+        for method, (values, errors) in found.surface.items():
+            for height, value, error in zip(found.heights, values, errors, strict=True):
+                add("K_z", "|K_z|/2πG", f"z=±{height:g} kpc", height, method, value, error, SURFACE_UNIT)
+        compared = {f"K_z of {pair}, p-value": a["p_value"] for pair, a in found.agreement.items()}
+        compared |= {f"north and south by the {m}, p-value": p for m, p in found.north_south.items()}
     low, high = EXPECTED_RANGE
     inside = low <= result.rho0 <= high
     p_value = chi2_p(result)
@@ -204,9 +213,10 @@ def summarise(config: RunConfig, folder: Path, store: ShardStore, result: Vertic
         "catalog": account(store),
         "equilibrium": {
             "verdict": f"The moments of all tracer groups against one potential: χ² = {result.chi2:.1f} "
-            f"for {result.dof} degrees of freedom (p = {p_value:.2g}).",
-            "level": "ok" if p_value > 0.01 else "warn",
-            "numbers": {"chi2": result.chi2, "dof": result.dof, "p_value": p_value},
+            f"for {result.dof} degrees of freedom (p = {p_value:.2g})."
+            + ("" if found is None else f" {found.sentence()}"),
+            "level": "ok" if min([p_value, *compared.values()]) > 0.01 / (1 + len(compared)) else "warn",
+            "numbers": {"chi2": result.chi2, "dof": result.dof, "p_value": p_value, **compared},
         },
         "checks": {},
         "members": [],

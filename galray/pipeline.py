@@ -452,13 +452,16 @@ class Pipeline:
         """The vertical inversion of local stars with a known selection."""
         from galray.local import measure_local
 
+        def work(advance: Advance) -> dict[str, Any]:
+            def progress(done: int, total: int) -> None:
+                advance(done / total, f"{done} of {total} replicas of three inversions")
+
+            return measure_local(self.config, self.folder, store, progress)
+
         with self.session():
             inputs = [store.hash, self.config.hash]
             self._look_at_summary()
-            text = "vertical inversion"
-            if self._stage(
-                "measure", text, inputs, lambda advance: measure_local(self.config, self.folder, store)
-            ):
+            if self._stage("measure", "vertical inversion", inputs, work):
                 self._stamp_time()
 
     def _look_at_summary(self) -> None:

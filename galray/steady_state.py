@@ -13,14 +13,21 @@ from scipy import stats
 from galray import gravity
 from galray.catalog import ShardStore
 from galray.ensemble import Estimate, MemberSpec
+from galray.ensemble.fields import member_fields
 from galray.frame import cylindrical
 from galray.results import Places
 
-__all__ = ["residual_maps", "stars_of", "verdict", "with_disturbances"]
+__all__ = ["disturbance_sizes", "field_checks", "residual_maps", "stars_of", "verdict", "with_disturbances"]
 
 NUM_TEST_STARS = 500_000
 NUM_RESIDUAL_STARS = 20_000
 _RESIDUAL_BINS = 8
+NUM_FIELD_CHECKS = 64
+_CHECKS = {
+    "curl": "curl of a(x), relative",
+    "divergence": "flux of a(x) against its own density, relative",
+    "ahead and behind": "a(x) ahead of the Sun against behind, relative",
+}
 
 
 def stars_of(store: ShardStore) -> np.ndarray:
@@ -30,30 +37,46 @@ def stars_of(store: ShardStore) -> np.ndarray:
     return store.states(range(number), dtype=np.float64)
 
 
-def with_disturbances(
-    estimates: dict[str, Estimate],
+def disturbance_sizes(
+    estimates: Mapping[str, Estimate],
     places: Places,
     tests: Mapping[str, gravity.StellarTest],
     num_stars: int,
-) -> dict[str, Estimate]:
-    """Add to each budget what disequilibrium, a bar or spiral arms may have done to the result.
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What disequilibrium, a bar or spiral arms may have done to each kind of quantity.
 
     Arguments:
         estimates: Of every method and combined.
         places: Where the run measured.
         tests: Of the stars, from `galray.gravity.stellar_tests`.
         num_stars: How many were tested.
+
+    Returns:
+        By method, disturbance and kind of quantity: the error, alike at all places.
     """
     names = [q.name for q in places.quantities]
-    same = np.array(names)[:, None] == np.array(names)
     out = {}
     for method, estimate in estimates.items():
         errors = gravity.disturbance_error(names, estimate.value, tests, num_stars)
-        for name, error in errors.items():
-            # one cause, of unknown shape: alike within a kind of quantity, not from kind to kind
-            estimate = estimate.with_term(name, np.where(same, np.outer(error, error), 0.0))
-        out[method] = estimate
+        out[method] = {
+            cause: dict(zip(names, error.tolist(), strict=True)) for cause, error in errors.items()
+        }
     return out
+
+
+def with_disturbances(estimate: Estimate, names: Sequence[str], errors: Mapping[str, np.ndarray]) -> Estimate:
+    """Add to a budget what disturbances may have done to the result.
+
+    Arguments:
+        estimate: Of one method, or combined.
+        names: Kind of each quantity.
+        errors: One error per quantity, for each disturbance.
+    """
+    same = np.array(names)[:, None] == np.array(names)
+    for cause, error in errors.items():
+        # one cause, of unknown shape: alike within a kind of quantity, not from kind to kind
+        estimate = estimate.with_term(cause, np.where(same, np.outer(error, error), 0.0))
+    return estimate
 
 
 def residual_maps(folder: Path, specs: Sequence[MemberSpec], w: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -84,6 +107,33 @@ def residual_maps(folder: Path, specs: Sequence[MemberSpec], w: np.ndarray) -> d
     return out
 
 
+def field_checks(folder: Path, w: np.ndarray, kernel: gravity.Kernel) -> dict[str, dict[str, float]]:
+    """Is each inversion's field the gradient of one potential, and alike ahead of the Sun and behind?
+
+    Arguments:
+        folder: The run directory.
+        w: States (n, 6); the fields are looked at where some of them are, clear of the border.
+        kernel: Of the run's densities.
+
+    Returns:
+        For each method: ``curl``, ``divergence`` where the field knows its density
+        (`galray.gravity.curl_and_divergence`), and ``ahead and behind`` (`galray.gravity.ahead_and_behind`).
+    """
+    reach = (1.05 * kernel.reach[0], 1.05 * kernel.reach[1], 1.05 * kernel.reach[2])
+    x = torch.from_numpy(w[: 20 * NUM_FIELD_CHECKS, :3])
+    out: dict[str, dict[str, float]] = {}
+    for method, members in member_fields(folder).items():
+        field = next(f for spec, f in members if spec.varied == "base")
+        clear = x[field.region.contains_kernel(x, reach)][:NUM_FIELD_CHECKS]
+        if not len(clear):
+            continue
+        out[method] = gravity.curl_and_divergence(clear, field, kernel)
+        mirrored = clear * torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
+        both = clear[field.region.contains(mirrored)]
+        out[method]["ahead and behind"] = gravity.ahead_and_behind(both, field)["relative"]
+    return out
+
+
 def residual_cells(residuals: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of ``maps.parquet``: the mean residual in 1/Gyr over a grid of (R, z)."""
     cells = []
@@ -105,6 +155,7 @@ def verdict(
     *,
     tests: Mapping[str, gravity.StellarTest] | None = None,
     residuals: Mapping[str, dict[str, Any]] | None = None,
+    checks: Mapping[str, Mapping[str, float]] | None = None,
     truth: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Is the sample in equilibrium, and do the inversions agree? Numbers, a level and a sentence.
@@ -115,6 +166,7 @@ def verdict(
         moments: Outcome of the moments stage: ``chi2``, ``num_moments``, ``effective_dof``; or empty.
         tests: Of the stars.
         residuals: From `residual_maps`.
+        checks: From `field_checks`.
         truth: Of a mock: its circular velocity is what the Sun's acceleration is compared with.
     """
     table = [i for i, q in enumerate(places.quantities) if q.profile is None]
@@ -170,7 +222,8 @@ def verdict(
         figures={
             f"Boltzmann residual of the {family}, relative": r["relative_rms"]
             for family, r in (residuals or {}).items()
-        },
+        }
+        | {f"{_CHECKS[name]}, {m}": v for m, c in (checks or {}).items() for name, v in c.items()},
     )
     return found.to_dict()
 

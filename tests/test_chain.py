@@ -58,6 +58,7 @@ def test_summary_is_complete(finished: galray.Run) -> None:
         "budget",
         "catalog",
         "equilibrium",
+        "disturbances",
         "checks",
         "members",
         "weights",
@@ -74,6 +75,12 @@ def test_summary_is_complete(finished: galray.Run) -> None:
     assert {row["method"] for row in summary["quantities"]} == {"score", "moments", "combined"}
     assert sum(summary["weights"].values()) == pytest.approx(1)
     assert summary["equilibrium"]["level"] in ("ok", "warn", "fail")
+    numbers = summary["equilibrium"]["numbers"]
+    for method in ("score", "moments"):
+        assert numbers[f"curl of a(x), relative, {method}"] < 1e-3, method
+        assert numbers[f"flux of a(x) against its own density, relative, {method}"] < 0.1, method
+    assert numbers["a(x) ahead of the Sun against behind, relative, moments"] < 1e-9  # axially symmetric
+    assert numbers["a(x) ahead of the Sun against behind, relative, score"] < 1
 
 
 def test_a_run_is_evaluated_as_its_own_tables_are(finished: galray.Run, tmp_path: Path) -> None:
@@ -84,6 +91,8 @@ def test_a_run_is_evaluated_as_its_own_tables_are(finished: galray.Run, tmp_path
     at = tmp_path / "at.csv"
     at.write_text("x,y,z\n" + ",".join(map(str, sun)) + f"\n{sun[0]},0,1.0\n{sun[0]},0,3.9\n")
     positions = read_positions(at)
+    disturbances = finished.summary["disturbances"]
+    assert set(disturbances["combined"]) == {"disequilibrium", "non_axisymmetric"}
     for method in ("score", "moments", "combined"):
         found = evaluate(RunSource(finished.folder, method), positions)
         assert (found.num_outside, found.num_without_density) == (0, 1)
@@ -97,6 +106,8 @@ def test_a_run_is_evaluated_as_its_own_tables_are(finished: galray.Run, tmp_path
                     assert 0.3 < error / row["error"] < 3
                 else:
                     assert value == pytest.approx(row["value"], rel=1e-6), (name, place)
+                    assert error == pytest.approx(row["error"], rel=0.25), (name, place)
+                assert error > max(sizes[name] for sizes in disturbances[method].values())
         assert found.table.meta["config_hash"] == finished.config.hash
         assert found.table.meta["method"] == method
     with pytest.raises(GalrayError, match="the run has score, moments"):

@@ -250,3 +250,20 @@ def test_a_field_by_its_folder(folder, spline):
     source = open_source(folder / "field")
     assert source.region == REGION
     assert source.meta == {"field": str(folder / "field")}
+
+
+def test_disturbances_follow_the_direction_of_the_acceleration():
+    from galray.evaluation import disturbed
+    from galray.frame import GalacticFrame
+
+    frame = GalacticFrame()
+    sun = np.array(frame.sun_position)
+    turned = np.array([0.0, frame.sun_radius, sun[2] + 1.0])  # a quarter of a turn, 1 kpc above
+    sizes = {"a_R": 3.0, "a_phi": 5.0, "a_z": 7.0, "rho": 0.01}
+    names = ["a_x", "a_y", "a_z", "a_R", "rho", "potential"]
+    found = disturbed(sizes, np.stack([sun, turned]), names, frame).reshape(len(names), 2)
+    assert found[0] == pytest.approx([3.0, 5.0])
+    assert found[1] == pytest.approx([5.0, 3.0])
+    assert found[2:5, 0] == pytest.approx([7.0, 3.0, 0.01])
+    around = 5.0 * np.pi / 2 * frame.sun_radius
+    assert found[5] == pytest.approx([0.0, np.hypot(7.0, around)], abs=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from galray.errors import GalrayError
 from galray.gravity.vertical import VerticalSettings, mckee_2015, measure
+from galray.gravity.vertical_comparison import compare
 from galray.gravity.vertical_distribution import fit_distribution
 from galray.gravity.vertical_moments import (
     FOUR_PI_G,
@@ -21,6 +23,7 @@ from galray.gravity.vertical_moments import (
     window_estimates,
 )
 from galray.gravity.vertical_selection import VerticalSample, load_effective_areas
+from galray.gravity.vertical_settings import VerticalNetworkSettings
 from galray.gravity.vertical_velocity import vertical_velocities
 from galray.units import K_PROPER_MOTION, MSUN_PC3, G
 
@@ -211,9 +214,19 @@ def test_distribution_function_recovers_the_thin_sheet():
 def test_measure_reports_everything():
     sample = sheet_sample(THIN, 60_000, 31)
     settings = VerticalSettings(
-        other_layers_kpc=((0.07, 100.0),), check_windows=(25.0,), distribution_components=3
+        other_layers_kpc=((0.07, 100.0),),
+        check_windows=(25.0,),
+        distribution_components=3,
+        bootstraps=4,
+        networks=VerticalNetworkSettings(hidden=(16,), epochs=2, batch_size=1024),
     )
-    result = measure(sample, settings, seed=1, reference=THIN.density)
+    asked = []
+
+    def mapper(function, numbers):
+        asked.extend(numbers)
+        return map(pickle.loads(pickle.dumps(function)), numbers)
+
+    result = measure(sample, settings, seed=1, reference=THIN.density, mapper=mapper)
     assert abs(result.rho0 - THIN.density(0.0)) < 3.5 * result.rho0_error
     assert result.rho0_error >= result.rho0_statistical > 0
     assert result.rho0_error == pytest.approx(np.sqrt(sum(term["error"] ** 2 for term in result.terms)))
@@ -228,6 +241,43 @@ def test_measure_reports_everything():
     assert abs(result.sun_height[0] - SUN) < 0.008
     assert [group["name"] for group in result.groups] == ["A", "B", "C", "D"]
     assert all(isinstance(note, str) and note.endswith(".") for note in result.notes)
+    assert asked == [0, 1, 2, 3, 4]
+    found = result.comparison
+    column = 2000 * found.heights * np.array([THIN.mean_within(z) for z in found.heights])
+    for method in ("moments", "flow", "score"):
+        value, error = found.surface[method]
+        assert (error > 0).all()
+        assert np.abs(value / column - 1).max() < 0.5, method
+        assert abs(found.rho0[method][0] - THIN.density(0.0)) < 0.5 * THIN.density(0.0)
+    assert found.replicas == 4
+    assert set(found.north_south) == {"flow", "score"}
+    assert all(0 <= pair["p_value"] <= 1 for pair in found.agreement.values())
+
+
+def test_comparison_knows_agreement_from_bias():
+    """Forces of one sheet with errors that three methods share in part; one method's are 20 % too strong."""
+    rng = np.random.default_rng(0)
+    settings = VerticalSettings(layer_heights_kpc=(0.1, 100.0))
+    z = np.linspace(-0.3, 0.3, 13)
+    force = -FOUR_PI_G * (0.08 * 0.1 * np.tanh(z / 0.1) + 0.02 * z)
+    scatter = 0.01 * np.abs(force).max()
+    replicas = []
+    for _ in range(13):
+        common = scatter * rng.normal() * z / 0.3
+        values = {m: force + common + scatter * rng.normal(size=13) for m in ("moments", "flow", "score")}
+        replicas.append({**values, "score": 1.2 * values["score"]})
+    found = compare(replicas, settings, 0.0)
+    assert found.rho0["moments"][0] == pytest.approx(0.1, rel=0.1)
+    assert found.agreement["moments and flow"]["p_value"] > 0.01
+    assert found.agreement["moments and score"]["p_value"] < 1e-3
+    assert found.agreement["moments and score"]["relative"] == pytest.approx(0.2, abs=0.05)
+    assert "do not agree" in found.sentence()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_too_few_bootstraps_are_refused(number):
+    with pytest.raises(ValueError, match="fewer than 4 bootstraps"):
+        VerticalSettings(bootstraps=number)
 
 
 def test_reference_profile_matches_its_quoted_sums():

@@ -8,12 +8,12 @@ from scipy.stats import norm, qmc
 from galray.errors import GalrayError
 from galray.gravity.vertical_moments import FOUR_PI_G, layer_basis
 from galray.gravity.vertical_networks import (
-    VerticalNetworkSettings,
     VerticalStars,
     density_from_force,
     fit_vertical_flow,
     fit_vertical_score,
 )
+from galray.gravity.vertical_settings import VerticalNetworkSettings
 
 LIMIT = 0.36
 LAYERS = ((0.06, 0.1), (0.03, 100.0))  # Msun/pc³ and kpc of sech² layers

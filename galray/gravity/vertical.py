@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from galray.gravity.vertical_terms import (
 )
 from galray.gravity.vertical_velocity import vertical_velocities
 from galray.units import MSUN_PC3
+
+if TYPE_CHECKING:
+    from galray.gravity.vertical_comparison import VerticalComparison
 
 __all__ = ["VerticalResult", "VerticalSample", "VerticalSettings", "mckee_2015", "measure"]
 
@@ -62,6 +65,7 @@ class VerticalResult:
         groups: The same per tracer group.
         counts: Stars by where their velocity comes from, and cells used.
         notes: Sentences for the report.
+        comparison: Moments, flow and score side by side; None where the settings ask for no bootstraps.
     """
 
     z: Array
@@ -85,6 +89,7 @@ class VerticalResult:
     groups: list[dict[str, Any]]
     counts: dict[str, int]
     notes: list[str]
+    comparison: VerticalComparison | None = None
 
     def expected(self, density: Callable[[Array], Array]) -> float:
         """What rho0 would be, on average, if the density were `density(z in kpc)` (same unit out as in)."""
@@ -98,8 +103,9 @@ def measure(
     seed: int = 0,
     *,
     reference: Callable[[Array], Array] = mckee_2015,
+    mapper: Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]] = map,
 ) -> VerticalResult:
-    """Measure a_z(z) and the total density in the plane.
+    """Measure a_z(z) and the total density in the plane, and compare three inversions.
 
     a_z from the weak form of the vertical Boltzmann equation for all tracer groups at once; the density
     ρ = −(1/4πG) [∂_z a_z + (1/R) ∂_R(R a_R)], where the second bracket is −(1/R) d(v_c²)/dR =
@@ -108,16 +114,17 @@ def measure(
     Arguments:
         sample: The stars with their selection.
         settings: The settings.
-        seed: Not used by the linear estimator; kept so that every stage is called alike.
+        seed: Of the bootstraps and the training of the comparison's networks.
         reference: Density profile (Msun/pc³ of z in kpc) that the notes compare with.
+        mapper: Applies a function to the numbers of the comparison's replicas, on a cluster perhaps; what it
+            is given can be pickled.
 
     Raises:
         GalrayError: The areas do not cover the heights, or too few stars.
     """
     settings = settings or VerticalSettings()
     solver = VerticalSolver(sample, settings)
-    solver.find_sun()
-    solver.pilot = np.maximum(solver.basis().matrix @ solver.fit().theta, 0.0)
+    solver.prepare()
     sums = solver.sums()
     fit = solve_moments(sums, solver.basis())
     corrections = {"radial": radial_term(settings), "tilt": tilt_term(sample, solver, settings)}
@@ -187,6 +194,13 @@ def measure(
         counts={"stars": len(sample), **solver.velocity.counts, "cells": len(np.unique(sums.block_cell))},
         notes=[],
     )
+    if settings.bootstraps:
+        from galray.gravity.vertical_comparison import VerticalInversions, compare
+
+        replica = VerticalInversions.of(solver, seed).replica
+        result = replace(
+            result, comparison=compare(list(mapper(replica, range(settings.bootstraps + 1))), settings, shift)
+        )
     return replace(result, notes=write_notes(result, sample, solver.velocity, reference))
 
 

@@ -22,18 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
 from galray.gravity.vertical_moments import FOUR_PI_G, DensityBasis
 from galray.gravity.vertical_selection import VerticalSample
+from galray.gravity.vertical_settings import VerticalNetworkSettings
 from galray.gravity.vertical_velocity import VelocityEstimate
-from galray.settings import Settings
 
 __all__ = [
     "VerticalFlow",
-    "VerticalNetworkSettings",
     "VerticalScore",
     "VerticalStars",
     "density_from_force",
@@ -42,20 +40,6 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
-
-class VerticalNetworkSettings(Settings):
-    """The two networks of f(z, v_z) and their training."""
-
-    hidden: tuple[int, ...] = Field(default=(32, 32), min_length=1, description="Widths of hidden layers.")
-    degree: int = Field(default=8, ge=2, description="Of the polynomial log n(z) of the flow.")
-    bins: int = Field(default=8, ge=2, description="Bins of the flow's splines in velocity.")
-    epochs: int = Field(default=12, ge=1, description="Passes over the stars.")
-    batch_size: int = Field(default=1024, ge=16, description="Stars per step.")
-    learning_rate: float = Field(default=1e-2, gt=0, description="Adam's first step; falls along a cosine.")
-    velocity_window: float = Field(default=40.0, gt=0, description="s of the instrument, km/s.")
-    height_scale_kpc: float = Field(default=0.15, gt=0, description="Unit of height inside the networks.")
-    velocity_scale: float = Field(default=20.0, gt=0, description="Unit of velocity inside them, km/s.")
 
 
 @dataclass(frozen=True)

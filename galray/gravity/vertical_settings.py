@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from galray.settings import Settings
 
-__all__ = ["VerticalSettings"]
+__all__ = ["VerticalNetworkSettings", "VerticalSettings"]
+
+
+class VerticalNetworkSettings(Settings):
+    """The two networks of f(z, v_z) and their training."""
+
+    hidden: tuple[int, ...] = Field(default=(32, 32), min_length=1, description="Widths of hidden layers.")
+    degree: int = Field(default=8, ge=2, description="Of the polynomial log n(z) of the flow.")
+    bins: int = Field(default=8, ge=2, description="Bins of the flow's splines in velocity.")
+    epochs: int = Field(default=12, ge=1, description="Passes over the stars.")
+    batch_size: int = Field(default=1024, ge=16, description="Stars per step.")
+    learning_rate: float = Field(default=1e-2, gt=0, description="Adam's first step; falls along a cosine.")
+    velocity_window: float = Field(default=40.0, gt=0, description="s of the instrument, km/s.")
+    height_scale_kpc: float = Field(default=0.15, gt=0, description="Unit of height inside the networks.")
+    velocity_scale: float = Field(default=20.0, gt=0, description="Unit of velocity inside them, km/s.")
 
 
 class VerticalSettings(Settings):
@@ -74,3 +88,19 @@ class VerticalSettings(Settings):
     dispersion_scale_kpc: float = Field(
         default=7.0, gt=0, description="Radial scale length of σ² (tilt term)."
     )
+    bootstraps: int = Field(
+        default=8,
+        ge=0,
+        description="Bootstraps over the cells on which moments, flow and score are compared; 0: no network "
+        "is trained.",
+    )
+    networks: VerticalNetworkSettings = Field(
+        default=VerticalNetworkSettings(), description="The flow and the score of that comparison."
+    )
+
+    @field_validator("bootstraps")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if 0 < value < 4:
+            raise ValueError("fewer than 4 bootstraps give no covariance of K_z at three heights; or set 0")
+        return value

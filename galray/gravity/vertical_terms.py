@@ -76,6 +76,11 @@ class VerticalSolver:
         """Solution of `sums(**changes)`."""
         return solve_moments(self.sums(**changes), self.basis())
 
+    def prepare(self) -> None:
+        """Find the Sun, and the pilot density that weighs the moments."""
+        self.find_sun()
+        self.pilot = np.maximum(self.basis().matrix @ self.fit().theta, 0.0)
+
     def find_sun(self) -> None:
         """The height of the Sun that makes the force vanish in the plane best: minimum of χ²."""
         if self.settings.sun_height_kpc is not None:

@@ -152,6 +152,19 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) ->
 
 
 @app.command()
+def unblind(run_dir: Annotated[str, typer.Argument(help="A finished run of blind = true.")]) -> None:
+    """Take the hidden offset off a run: its tables, figures, report and MLflow's numbers are made anew."""
+    from galray.catalog.storage import is_url
+    from galray.console import Console
+    from galray.pipeline import Pipeline
+    from galray.rundir import load_run
+
+    run = load_run(run_dir)
+    config = run.config if is_url(run_dir) else run.here
+    print_table(Pipeline(config, Console()).unblind().summary)
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, cores, GPUs, Ray, MLflow and write access; name a remedy for each fault."""
     from galray.doctor import examine

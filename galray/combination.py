@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from galray import gravity, steady_state, summary
+from galray.blinding import blinded, hidden_offset, is_blind
 from galray.catalog import ShardStore
 from galray.config import RunConfig
 from galray.ensemble import Estimate, MemberSpec, MemberStore, combine_family, combine_methods
+from galray.ensemble.fields import member_fields
 from galray.errors import GalrayError
 from galray.frame import cylindrical
 from galray.local_halo import fit_haloes, write_halo
@@ -22,6 +24,7 @@ from galray.model_checks import member_checks
 from galray.results import HEADLINE, Places, PlacesSettings
 from galray.rundir import RunDirectory, read_json
 from galray.seeds import seed_sequence
+from galray.smoothing import with_smoothing
 from galray.units import MSUN_PC3
 
 __all__ = ["account", "combine_run", "moments_summary", "sample_stars"]
@@ -62,10 +65,20 @@ def combine_run(
     baryons = gravity.build(config.gravity.baryons, truth["baryons"] if truth else None)
     x = torch.from_numpy(places.x)
     subtracted = np.asarray(baryons.smoothed_density(x, kernel))
-    methods = collect(config, folder, specs, places, subtracted)
+    offset = hidden_offset(config, folder)
+    methods = {
+        name: MethodResult(blinded(found.estimate, places, offset), found.evaluations)
+        for name, found in collect(config, folder, specs, places, subtracted).items()
+    }
 
     groups = [q.name for q in places.quantities]
     estimates = {name: method.estimate for name, method in methods.items()}
+    if config.ensemble.smoothing_widths:
+        fields = {
+            name: [field for spec, field in pairs if spec.whole]
+            for name, pairs in member_fields(folder).items()
+        }
+        estimates = with_smoothing(config, places, baryons, estimates, fields)
     estimates["combined"] = combine_methods(
         list(estimates.values()), groups=groups, settings=config.ensemble.budget
     )
@@ -100,7 +113,7 @@ def combine_run(
 
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    maps = {name: map_values(places, method.evaluations) for name, method in methods.items()}
+    maps = {name: map_values(places, method.evaluations, offset) for name, method in methods.items()}
     cells = steady_state.residual_cells(residuals)
     summary.write_tables(results, places, estimates, true, maps, cells)
     halo = fit_haloes(config.gravity.halo, places, kernel, estimates, true)
@@ -110,7 +123,8 @@ def combine_run(
     members = member_rows(folder)
     record = read_json(folder / "provenance.json")
     combined = estimates["combined"]
-    warnings = []
+    blind = is_blind(config, folder)
+    warnings = ["every density carries a hidden offset; `galray unblind` takes it off"] if blind else []
     for name, estimate in estimates.items():
         warnings += [f"{name}: {member} was left out: {why}" for member, why in estimate.excluded.items()]
     warnings += [
@@ -118,7 +132,7 @@ def combine_run(
     ]
     weights = combined.weights
     content: dict[str, Any] = {
-        "run": summary.run_header(config, record),
+        "run": summary.run_header(config, record) | {"blind": blind},
         "headline": summary.headline(places, estimates, true, kernel),
         "quantities": summary.quantity_rows(places, estimates, true),
         "budget": summary.budget_rows(places, estimates),
@@ -151,16 +165,18 @@ def collect(
 
     for family in ("flow", "score"):
         mine = [s for s in specs if s.family == family and _is_finished(members, s)]
-        if any(not s.bootstrap and not s.draw for s in mine):
+        if any(spec.whole for spec in mine):
             evaluations = [load_evaluation(members.path(s) / "evaluation.safetensors") for s in mine]
             values = np.array([values_of(e) for e in evaluations])
-            estimate = combine_family(mine, values, groups=groups, settings=budget)
-            whole = [e for s, e in zip(mine, evaluations, strict=True) if not s.bootstrap and not s.draw]
+            outcomes = [members.read(spec) for spec in mine]
+            stars = [o.result.get("stars", 1) for o in outcomes if o is not None]
+            estimate = combine_family(mine, values, groups=groups, settings=budget, stars=stars)
+            whole = [e for s, e in zip(mine, evaluations, strict=True) if s.whole]
             found[family] = MethodResult(estimate, whole)
     mine = [s for s in specs if s.family == "moments"]
     if mine:
         source = folder / "fields" / "moments"
-        evaluations = [load_evaluation(source / f"{s.varied}-{s.draw}.safetensors") for s in mine]
+        evaluations = [load_evaluation(source / f"{s.slug}.safetensors") for s in mine]
         paths = sorted(source.glob("jackknife-*.safetensors"))
         replicas = np.array([values_of(load_evaluation(path)) for path in paths])
         spread = replicas - replicas.mean(0)
@@ -171,11 +187,18 @@ def collect(
             jackknife=(len(replicas) - 1) / len(replicas) * spread.T @ spread,
             jackknife_blocks=len(replicas),
             settings=budget,
+            stars=[_moment_stars(source, spec) for spec in mine],
         )
         found["moments"] = MethodResult(estimate, evaluations[:1])
     if not found:
         raise GalrayError(f"{folder}: no method has a result", "look at members/*/error.txt")
     return found
+
+
+def _moment_stars(source: Path, spec: MemberSpec) -> int:
+    """Number of stars behind a solution of the moments."""
+    field = gravity.load_field(source / ("field" if spec.varied == "base" else spec.slug))
+    return int(field.statistics["num_stars"])
 
 
 def _is_finished(members: MemberStore, spec: MemberSpec) -> bool:
@@ -184,8 +207,10 @@ def _is_finished(members: MemberStore, spec: MemberSpec) -> bool:
     return outcome is not None and outcome.finished
 
 
-def map_values(places: Places, evaluations: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """a_R, a_z in (km/s)²/kpc and ρ in Msun/pc³ at the map's positions, members averaged."""
+def map_values(
+    places: Places, evaluations: list[dict[str, np.ndarray]], offset: float
+) -> dict[str, np.ndarray]:
+    """a_R, a_z in (km/s)²/kpc and ρ in Msun/pc³, blinded, at the map's positions, members averaged."""
     rows = list(places.map_rows)
     acceleration = np.mean([e["acceleration"][rows] for e in evaluations], axis=0)
     c = cylindrical(places.x[rows])
@@ -193,7 +218,7 @@ def map_values(places: Places, evaluations: list[dict[str, np.ndarray]]) -> dict
     return {
         "a_R": (acceleration[:, :2] * outward).sum(-1),
         "a_z": acceleration[:, 2],
-        "rho": np.mean([e["density"][rows] for e in evaluations], axis=0) / MSUN_PC3,
+        "rho": np.mean([e["density"][rows] for e in evaluations], axis=0) / MSUN_PC3 + offset,
     }
 
 
@@ -213,7 +238,7 @@ def member_rows(folder: Path) -> list[dict[str, Any]]:
         spec = read_json(member / "spec.json")
         outcome = read_json(member / "result.json") if (member / "result.json").is_file() else {}
         rows.append(
-            {key: spec[key] for key in ("index", "family", "seed", "bootstrap", "draw")}
+            {key: spec[key] for key in ("index", "family", "seed", "bootstrap", "draw", "varied")}
             | {
                 "status": outcome.get("status", "failed"),
                 "best": outcome.get("result", {}).get("best"),

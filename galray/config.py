@@ -42,6 +42,7 @@ __all__ = [
     "ready_configs",
     "to_toml",
     "validate_settings",
+    "with_values",
 ]
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
@@ -93,6 +94,8 @@ class RunConfig(Settings):
     what it works on; the object store is reached as `catalog.storage` says."""
     methods: tuple[Method, ...] = Field(default=("flow", "score", "moments"), min_length=1)
     """The inversions to run: ``flow``, ``score`` and ``moments``, or ``vertical`` alone."""
+    blind: bool = False
+    """Report every density with a hidden offset until ``galray unblind``, so that nobody tunes to a value."""
     mock: MockSettings | None = None
     """Generate a mock Milky Way and run on its files (`catalog.files` is then left empty)."""
     catalog: CatalogSettings
@@ -112,6 +115,8 @@ class RunConfig(Settings):
     def _consistent(self) -> RunConfig:
         if "vertical" in self.methods and (len(self.methods) > 1 or self.vertical is None):
             raise ValueError("methods: 'vertical' runs alone and needs a [vertical] section")
+        if "vertical" in self.methods and self.blind:
+            raise ValueError("blind: the vertical inversion has no blinding")
         if self.mock is not None and self.catalog.files:
             raise ValueError("catalog.files: leave it empty when [mock] generates the files")
         if self.mock is None and not self.catalog.files:
@@ -195,6 +200,26 @@ def overrides_of(values: Mapping[str, Any]) -> list[str]:
             plain = list(value) if isinstance(value, tuple) else value
             texts.append(f"{key}={tomli_w.dumps({'value': plain}).partition('=')[2].strip()}")
     return texts
+
+
+def with_values(
+    config: RunConfig,
+    values: Mapping[str, Any],
+    source: str,
+    remedy: str = "`galray config show` prints every key",
+) -> RunConfig:
+    """A configuration with some keys changed.
+
+    Arguments:
+        config: The configuration.
+        values: By dotted key.
+        source: Where the values come from, for the message.
+        remedy: What to do about a wrong one.
+
+    Raises:
+        GalrayError: A key is unknown, a value is not allowed.
+    """
+    return validate_settings(RunConfig, config.model_dump(mode="json"), overrides_of(values), source, remedy)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from galray import gravity
+from galray.blinding import hidden_offset, is_blind
 from galray.ensemble import BudgetSettings, Estimate, Term, combine_family, combine_methods
 from galray.ensemble.fields import member_fields
 from galray.errors import GalrayError
@@ -121,6 +122,7 @@ class RunSource:
         self.baryon_draws = [self.baryons.draw([config.seed, i]) for i in range(NUM_BARYON_DRAWS)]
         self.disturbances = run.summary.get("disturbances", {}).get(method, {})
         self.quantities = list(UNITS)
+        self.offset = hidden_offset(config, run.folder)
         record = run.provenance
         self.meta = {
             "run": run.folder.name,
@@ -128,6 +130,7 @@ class RunSource:
             "input_hash": record.get("input_hash"),
             "seed": record.get("seed"),
             "baryons": self.baryons.name,
+            "blind": is_blind(config, run.folder),
         }
 
     def estimate(self, x: Array, names: Sequence[str]) -> Estimate:
@@ -157,6 +160,7 @@ class RunSource:
             whole = combine_methods(estimates, groups=groups, settings=self.budget)
         causes = {c: disturbed(sizes, x, names, self.frame) for c, sizes in self.disturbances.items()}
         whole = with_disturbances(whole, groups, causes)
+        whole = whole.shifted(np.where(np.isin(groups, DENSITIES), self.offset, 0.0))
         if "rho_dm" not in names:
             return whole
         own = np.array(groups) == "rho_dm"

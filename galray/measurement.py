@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from galray.catalog import ShardStore, observer_of, state_covariances
+from galray.catalog import ShardStore, observer_of
 from galray.config import RunConfig
 from galray.ensemble import bootstrap_indices, report_progress, split_indices
 from galray.errors import GalrayError
@@ -33,7 +34,15 @@ from galray.gravity import (
     smoothed_density,
 )
 from galray.gravity.moment_sums import fold
-from galray.phasespace import Ball, attach_errors, build_model, posterior_stars, run_checks, save_model
+from galray.member_stars import (
+    error_covariances,
+    member_config,
+    member_states,
+    noisy_states,
+    patch_bootstrap,
+    seen,
+)
+from galray.phasespace import Ball, build_model, posterior_stars, run_checks, save_model
 from galray.phasespace.models import empty_model
 from galray.provenance import write_atomic
 from galray.results import Places
@@ -87,31 +96,6 @@ def require_stars(config: RunConfig, store: ShardStore, family: str) -> str:
     return f"{text}; expect wide errors" if stars < weights else ""
 
 
-def member_states(store: ShardStore, spec: dict[str, Any]) -> np.ndarray:
-    """The catalogue as a member sees it: as measured, or redrawn from its errors. Shape (N, 6), float32."""
-    if spec["draw"]:
-        return store.draw_states(spec["streams"]["draw"]).astype(np.float32)
-    return store.states(dtype=np.float32)
-
-
-def error_covariances(
-    store: ShardStore, draw_seed: int | None, shards: list[int] | None = None
-) -> np.ndarray:
-    """Covariances of the errors in the rows of a store, (n, 6, 6); a redraw holds the noise twice."""
-    return state_covariances(store, shards) * (1.0 if draw_seed is None else 2.0)
-
-
-def noisy_states(store: ShardStore, spec: dict[str, Any]) -> np.ndarray:
-    """The same with the stars' errors: rows of `attach_errors`, (N, 27), float32."""
-    if not spec["draw"]:
-        rows = attach_errors(store.states(dtype=np.float64), error_covariances(store, None))
-    else:
-        draw = store.draw(spec["streams"]["draw"])
-        covariance = error_covariances(store, spec["streams"]["draw"])
-        rows = attach_errors(draw.states, covariance[draw.index])
-    return rows.numpy().astype(np.float32)
-
-
 def with_observer(model_settings: Any, store: ShardStore) -> Any:
     """A model's settings, with the Sun as the observer whose errors are deconvolved where none is named."""
     noise = model_settings.noise
@@ -125,7 +109,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     """Train one model, turn it into gravity, evaluate it; leaves everything in `folder`.
 
     Arguments:
-        spec: The member: ``family`` (``flow`` or ``score``), ``seed``, ``bootstrap``, ``draw``.
+        spec: The member, as of `MemberSpec.to_dict`; its family is ``flow`` or ``score``.
         folder: Where to write the model, the field, the curve, the checks and the evaluation.
         context: ``config`` (JSON of the run configuration), ``store`` (path).
 
@@ -134,7 +118,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     """
     from galray import training
 
-    config = RunConfig.model_validate(context["config"])
+    config = member_config(RunConfig.model_validate(context["config"]), spec)
     store = ShardStore(context["store"], config.catalog.storage)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -148,7 +132,8 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     train_rows, validation_rows = split_indices(
         len(states), settings.validation_fraction, spec["streams"]["split"]
     )
-    if spec["bootstrap"]:
+    patches = spec.get("variation", {}).get("patches")
+    if spec["bootstrap"] and not patches:
         # Training and validation are split first: a star drawn twice never stands on both sides.
         train_rows = train_rows[bootstrap_indices(len(train_rows), spec["streams"]["bootstrap"])]
     train, validation = (torch.from_numpy(states[np.sort(rows)]) for rows in (train_rows, validation_rows))
@@ -157,6 +142,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     assert store.ball is not None
     ball = Ball(store.ball.center, store.ball.radius)
     model = build_model(family, model_settings, ball, train[:, :6], seed=seed)
+    selection = patch_bootstrap(ball, patches, spec["streams"]["bootstrap"]) if patches else None
     curve: list[dict[str, Any]] = []
 
     def on_epoch(row: dict[str, Any]) -> None:
@@ -178,7 +164,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     else:
         result = training.fit(
             model,
-            training.objective(family, model_settings),
+            training.objective(family, model_settings, selection=selection),
             train,
             validation,
             settings,
@@ -193,7 +179,8 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
 
     # Gravity is fitted where the stars of f are, not where their errors put them.
     stars = posterior_stars(model, train, model_settings.noise, seed=seed) if deconvolve else train
-    field = field_of_model(model, stars, config, seed)
+    weights = None if selection is None else selection.weight_and_gradient(stars[:, :3].double())[0].numpy()
+    field = field_of_model(model, stars, config, seed, weights)
     save_field(field, target / "field")
     inverted = time.perf_counter()
 
@@ -206,6 +193,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     return {
         "best": result.best,
         "epochs": result.epochs,
+        "stars": len(states),
         "stars_per_second": result.stars_per_second,
         "train_seconds": trained - begin,
         "gravity_seconds": inverted - trained,
@@ -233,9 +221,9 @@ def least_squares_check(
     return {name: {"value": ratio, "error": None, "expected": 1.0, "ok": abs(ratio - 1) < 0.1}}
 
 
-def field_of_model(model: Any, w: Tensor, config: RunConfig, seed: int) -> Any:
-    """Φ fitted to the model's score over the stars."""
-    return fit_potential(model, w, config.gravity.potential, seed=seed % 2**32)
+def field_of_model(model: Any, w: Tensor, config: RunConfig, seed: int, weights: Any = None) -> Any:
+    """Φ fitted to the model's score over the stars, weighed or all alike."""
+    return fit_potential(model, w, config.gravity.potential, seed=seed % 2**32, weights=weights)
 
 
 def evaluate(field: Any, places: Places, kernel: Kernel, path: Path | None = None) -> dict[str, np.ndarray]:
@@ -279,36 +267,33 @@ def load_evaluation(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def shard_sums(task: tuple[ShardStore, int, int | None, dict[str, Any], Any]) -> list[MomentSums]:
+def shard_sums(
+    task: tuple[ShardStore, int, Mapping[str, Any] | None, dict[str, Any], Any],
+) -> list[MomentSums]:
     """Moment sums of one shard, with the stars' weights: one block, or one per patch of sky.
 
     Arguments:
-        task: The store, number of the shard, seed of the redraw (None: as measured), the settings
-            of the moments as JSON, and the ball.
+        task: The store, number of the shard, the member that looks at it (None: as measured), the
+            settings of the moments as JSON, and the ball.
     """
-    store, shard, draw_seed, values, ball = task
+    store, shard, spec, values, ball = task
     settings = MomentsSettings.model_validate(values)
     weights = store.weights([shard])
-    index: Any = slice(None)
-    if draw_seed is None:
-        w = store.states([shard], dtype=np.float64)
-    else:
-        draw = store.draw(draw_seed, [shard])
-        w, index = draw.states, draw.index
-        weights = None if weights is None else weights[index]
+    stars = seen(store, spec, [shard])
+    weights = None if weights is None else weights[stars.index]
     errors = None
     if settings.noise == "deconvolve":
-        errors = StarErrors(error_covariances(store, draw_seed, [shard])[index], observer_of(store))
+        errors = StarErrors(error_covariances(store, spec, [shard])[stars.index], observer_of(store))
     moments = Moments(settings, ball)
     if settings.jackknife == "sky":
-        return moments.patch_sums(w, weights)
-    return [moments.sums(w, weights, errors=errors)]
+        return moments.patch_sums(stars.states, weights)
+    return [moments.sums(stars.states, weights, errors=errors)]
 
 
 def moment_blocks(
     store: ShardStore,
     settings: MomentsSettings,
-    draw_seed: int | None = None,
+    spec: Mapping[str, Any] | None = None,
     progress: Any = None,
     *,
     ball: Any = None,
@@ -318,7 +303,7 @@ def moment_blocks(
     Arguments:
         store: The shards.
         settings: Splines, test functions, blocks of the jackknife.
-        draw_seed: Redraw every star from its errors first.
+        spec: The member that looks at them, as of `MemberSpec.to_dict`; None sees them as measured.
         progress: Called with (done, all) after every shard.
         ball: The ball, that of the store if not given.
 
@@ -329,14 +314,17 @@ def moment_blocks(
 
     ball = store.ball if ball is None else ball
     values = settings.model_dump(mode="json")
-    tasks = [(store, i, draw_seed, values, ball) for i in range(len(store.shards))]
+    tasks = [(store, i, spec, values, ball) for i in range(len(store.shards))]
     blocks = stream_shards(shard_sums, tasks, progress=progress)
     num = settings.num_patches if settings.jackknife == "sky" else settings.num_blocks
     return fold((block for of_shard in blocks for block in of_shard), num)
 
 
 def measure_moments(
-    store: ShardStore, settings: MomentsSettings, draw_seed: int | None = None, progress: Any = None
+    store: ShardStore,
+    settings: MomentsSettings,
+    spec: Mapping[str, Any] | None = None,
+    progress: Any = None,
 ) -> tuple[SplineField, np.ndarray]:
     """The weak-form inversion of a whole store: one pass over its shards, one linear solve.
 
@@ -346,10 +334,10 @@ def measure_moments(
     Arguments:
         store: The shards.
         settings: Splines, test functions, penalty.
-        draw_seed: Redraw every star from its errors first.
+        spec: The member that looks at them, as of `MemberSpec.to_dict`; None sees them as measured.
         progress: Called with (done, all) after every shard.
 
     Returns:
         The field, and the coefficients of the leave-one-out solutions, shape (blocks, splines).
     """
-    return Moments(settings, store.ball).jackknife(moment_blocks(store, settings, draw_seed, progress))
+    return Moments(settings, store.ball).jackknife(moment_blocks(store, settings, spec, progress))

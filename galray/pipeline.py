@@ -168,7 +168,12 @@ class Pipeline:
             numbers[name] = {key: row[key] for key in ("value", "error") if row[key] is not None}
         self.tracker.metrics({_metric_name(name): values for name, values in numbers.items()})
         self.tracker.metrics({"seconds": self.directory.stage_seconds()})
-        self.tracker.tags({"galray.input_hash": summary["catalog"]["hash"]})
+        self.tracker.tags(
+            {
+                "galray.input_hash": summary["catalog"]["hash"],
+                "galray.blind": str(summary["run"].get("blind", False)).lower(),
+            }
+        )
         for name in ("config.toml", "provenance.json", "results", "figures", "report.html"):
             if (self.folder / name).exists():
                 self.tracker.artifact(self.folder / name)
@@ -273,7 +278,8 @@ class Pipeline:
     def _provenance(self, store: ShardStore) -> None:
         """Written when the inputs are known; a resumed run keeps the record of its first pass."""
         path = self.folder / "provenance.json"
-        if _dictionary(path).get("input_hash") == store.hash:
+        known = _dictionary(path)
+        if (known.get("input_hash"), known.get("config_hash")) == (store.hash, self.config.hash):
             return
         write_atomic(path, provenance(self.config.hash, store.hash, self.config.seed))
 
@@ -321,6 +327,8 @@ class Pipeline:
                 )
         if not specs:
             return []
+        for condition in {spec.variation["where"] for spec in specs if "where" in spec.variation}:
+            store.where(condition, [0])  # a condition that cannot be read ends the run now
         for family in dict.fromkeys(spec.family for spec in specs):
             if warning := require_stars(self.config, store, family):
                 self.console.warn(warning)
@@ -389,6 +397,7 @@ class Pipeline:
     def _make_moments(self, store: ShardStore, specs: list[MemberSpec]) -> Callable[[Advance], Any]:
         from galray.gravity import Kernel, save_field
         from galray.measurement import evaluate, measure_moments, places_of
+        from galray.member_stars import member_config
 
         places = places_of(self.config, store)
         kernel = Kernel.from_settings(self.config.gravity.kernel)
@@ -404,11 +413,12 @@ class Pipeline:
                 def progress(done: int, total: int, number: int = number, name: str = spec.name) -> None:
                     advance((number + done / total) / len(specs), name)
 
-                settings = self.config.gravity.moments
-                field, replicas = measure_moments(store, settings, spec.streams["draw"], progress)
-                evaluate(field, places, kernel, target / f"{spec.varied}-{spec.draw}.safetensors")
-                if spec.varied == "draw":
-                    save_field(field, target / f"draw-{spec.draw}")
+                member = spec.to_dict()
+                settings = member_config(self.config, member).gravity.moments
+                field, replicas = measure_moments(store, settings, member, progress)
+                evaluate(field, places, kernel, target / f"{spec.slug}.safetensors")
+                if spec.varied != "base":
+                    save_field(field, target / spec.slug)
                 if spec.varied == "base":
                     save_field(field, target / "field")
                     outcome = {k: float(v) for k, v in field.statistics.items()}
@@ -423,8 +433,27 @@ class Pipeline:
 
         return work
 
+    def unblind(self) -> Run:
+        """Take the hidden offset off a finished run: tables, figures, report and MLflow's numbers anew."""
+        from galray.blinding import open_envelope
+        from galray.catalog import ShardStore
+
+        with self.directory.locked(), ExitStack() as stack, self._tracked():
+            self._stack = stack
+            try:
+                open_envelope(self.folder)
+                self.run_measure(ShardStore.at(self.directory.place.below("shards")))
+                self.run_report()
+                self._record_results()
+                self.directory.save()
+            finally:
+                self._stack = None
+        return Run(self.folder)
+
     def run_measure(self, store: ShardStore) -> None:
         """Members to values with an error budget, methods to one value, values to tables."""
+        from galray.blinding import is_blind
+
         with self.session():
             inputs = [
                 sorted(path.read_text() for path in (self.folder / "members").glob("[0-9]*/result.json")),
@@ -434,6 +463,8 @@ class Pipeline:
                 store.hash,
                 self.config.hash,
             ]
+            if self.config.blind:
+                inputs.append(is_blind(self.config, self.folder))
             self._look_at_summary()
             text = "error budget and tables"
             if self._stage("measure", text, inputs, lambda advance: self._make_measure(store)):

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from galray.catalog.storage import is_url
-from galray.config import RunConfig
+from galray.config import RunConfig, with_values
 from galray.errors import GalrayError
 
 if TYPE_CHECKING:
@@ -96,6 +96,14 @@ def preflight(config: RunConfig) -> None:
                 f"set ensemble.{name}.draws = 0",
             )
     design(designed, config.seed)
+    for key, one in designed.hyperparameters.items():
+        for corner in one.corners:
+            with_values(config, {key: corner}, f"ensemble.hyperparameters.{key}")
+    if designed.score.blocks == "sky" and config.training.score.max_workers > 1:
+        raise GalrayError(
+            'ensemble.score.blocks = "sky": patches are weighed in one process',
+            "set training.score.workers = 1",
+        )
     if "moments" in config.methods and config.catalog.num_shards < 3:
         raise GalrayError(
             f"catalog.num_shards = {config.catalog.num_shards}: a jackknife leaves out one shard at a time",

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunDirectory", "load_run", "read_json", "whole_folder"]
 
 KEPT = (
-    "config.toml", "config_hash", "provenance.json", "truth.json", "report.html",
+    "config.toml", "config_hash", "provenance.json", "truth.json", "report.html", "unblinded.json",
     "stages/", "members/", "fields/", "results/", "figures/", "tracking/",
 )  # fmt: skip
 """What of a run is copied between its URL and the node that drives it: all but stars and scratch."""
@@ -99,6 +100,8 @@ class RunDirectory:
         stamp = self.place.read("config_hash")
         if stamp is not None:
             found = stamp.decode(errors="replace").strip()
+            if found != self.config.hash and self._other_design(found):
+                return False
             if found != self.config.hash and not self.overwrite:
                 raise GalrayError(
                     f"{self.place.location}: belongs to another configuration "
@@ -118,6 +121,20 @@ class RunDirectory:
         if isinstance(self.place, Mirror):
             return any(name != LEASE for name in self.place.sizes())
         return self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir())
+
+    def _other_design(self, stamp: str) -> bool:
+        """Whether what lies here, by its stamp, differs in the design of its ensemble alone.
+
+        Members are addressed by their content: those that the new design shares are found again, and only the
+        others are run. So members are added to a finished ensemble.
+        """
+        try:
+            text = (self.place.read("config.toml") or b"").decode()
+            found = RunConfig.model_validate(tomllib.loads(text))
+        except (ValueError, tomllib.TOMLDecodeError):
+            return False
+        same = found.model_copy(update={"ensemble": self.config.ensemble})
+        return found.hash == stamp and same.hash == self.config.hash
 
     def claim(self) -> None:
         """Create the directory, or go on in it if this configuration made it.
@@ -305,11 +322,12 @@ class Run:
     @property
     def stage_seconds(self) -> dict[str, float]:
         """Wall time of every finished stage."""
-        return RunDirectory(self.config.model_copy(update=self._place())).stage_seconds()
+        return RunDirectory(self.here).stage_seconds()
 
-    def _place(self) -> dict[str, str]:
-        """Where the run lies now, which need not be where it was made."""
-        return {"name": self.folder.name, "output": str(self.folder.parent)}
+    @property
+    def here(self) -> RunConfig:
+        """The configuration with the place where the run lies now, which need not be where it was made."""
+        return self.config.model_copy(update={"name": self.folder.name, "output": str(self.folder.parent)})
 
     @property
     def catalog(self) -> ShardStore:

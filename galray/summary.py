@@ -105,7 +105,12 @@ def headline(
         "where": row["where"],
         "kernel_kpc": list(kernel.h),
         "terms": [
-            {"term": name, "error": float(estimate.term_error(name)[i]), "count": term.count}
+            {
+                "term": name,
+                "error": float(estimate.term_error(name)[i]),
+                "uncertainty": float(estimate.term_uncertainty(name)[i]),
+                "count": term.count,
+            }
             for name, term in estimate.terms.items()
         ],
         "methods": [

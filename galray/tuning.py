@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from galray.catalog.storage import is_url
-from galray.config import RunConfig, load_config, overrides_of, to_toml, validate_settings
+from galray.config import RunConfig, load_config, to_toml, with_values
 from galray.ensemble import Trial, concurrent_members, run_search
 from galray.errors import GalrayError
 from galray.pipeline import Pipeline
@@ -74,19 +74,12 @@ def checked_space(config: RunConfig) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for key, one in settings.space.items():
         for corner in one.corners:
-            _with(config, {key: corner}, f"tune.space.{key}")
+            with_values(config, {key: corner}, f"tune.space.{key}", "mend tune.space")
         value: Any = config.model_dump(mode="json")
         for part in key.split("."):
             value = value[part]
         own[key] = value
     return own
-
-
-def _with(config: RunConfig, choices: Mapping[str, Any], source: str = "tune") -> RunConfig:
-    """The configuration with some keys changed."""
-    return validate_settings(
-        RunConfig, config.model_dump(mode="json"), overrides_of(choices), source, "mend tune.space"
-    )
 
 
 def train_trial(
@@ -114,7 +107,7 @@ def train_trial(
     from galray.phasespace import Ball, build_model, save_model
 
     base = RunConfig.model_validate(context["config"])
-    config = _with(base, choices)
+    config = with_values(base, choices, "tune", "mend tune.space")
     family = config.tune.family
     settings = getattr(config.training, family)
     store, target = ShardStore(context["store"], config.catalog.storage), Path(folder)
@@ -270,7 +263,7 @@ def _conclude(config: RunConfig, folder: Path, trials: list[Trial], own: Mapping
             difference = losses[0].astype(float) - losses[1]
             gain = float(difference.mean())
             error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
-    winner = _with(config, {**best.choices, "name": f"{config.name}-tuned"})
+    winner = with_values(config, {**best.choices, "name": f"{config.name}-tuned"}, "tune")
     path = folder / "best.toml"
     write_atomic(path, to_toml(winner))
     write_atomic(folder.parent / "best.toml", to_toml(winner))

@@ -173,6 +173,36 @@ def galactocentric(observables: Any, frame: GalacticFrame, zero_point: Any = 0.0
     return xp.concatenate([x, v], -1)
 
 
+def shift_states(
+    w: np.ndarray, frame: GalacticFrame, zero_point: float, sun_velocity: tuple[float, float, float]
+) -> np.ndarray:
+    """States as another parallax zero point and another motion of the Sun would give them.
+
+    A zero point that is larger by δ makes every parallax smaller: 1/d' = 1/d − δ. Distances and tangential
+    velocities scale with it, radial velocities do not; then the Sun's motion is added. Distances that are no
+    inverse parallaxes are moved the same way.
+
+    Arguments:
+        w: States (n, 6) in kpc and km/s.
+        frame: Their frame.
+        zero_point: Shift δ of the zero point in mas.
+        sun_velocity: Shift of the Sun's velocity in km/s.
+
+    Returns:
+        (n, 6); a star whose parallax would not be positive is NaN.
+    """
+    sun = np.asarray(frame.sun_position)
+    offset, v = w[:, :3] - sun, w[:, 3:] - np.asarray(frame.sun_velocity_km_s)
+    distance = np.sqrt(np.sum(offset**2, -1, keepdims=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 1.0 / (1.0 - zero_point * distance)
+        direction = np.where(distance > 0, offset / distance, 0.0)
+    scale = np.where(scale > 0, scale, np.nan)
+    radial = np.sum(v * direction, -1, keepdims=True) * direction
+    velocity = radial + scale * (v - radial) + np.asarray(frame.sun_velocity_km_s) + np.asarray(sun_velocity)
+    return np.concatenate([sun + scale * offset, velocity], -1)
+
+
 def _rotation_and_offset(frame: GalacticFrame) -> tuple[list[list[float]], list[float]]:
     """B = H A, and −H (d₀, 0, 0): the Sun's place."""
     tilt = frame.tilt()

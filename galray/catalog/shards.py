@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from galray.catalog.astrometry import draw_observables, galactocentric
+from galray.catalog.astrometry import draw_observables, galactocentric, shift_states
 from galray.catalog.columns import CORRELATIONS, ERRORS, OBSERVABLES, STATE
 from galray.catalog.distances import EdsdPosterior, quantile_draws
 from galray.catalog.mirror import Mirror, Place, open_place
@@ -248,6 +248,42 @@ class ShardStore:
             return None
         return self.table(["weight"], shards)["weight"].cast(pl.Float64).to_numpy()
 
+    def where(self, condition: str, shards: Iterable[int] | None = None) -> np.ndarray:
+        """Which stars satisfy an SQL condition on the columns, (n,) of truth; null counts as false.
+
+        Raises:
+            GalrayError: The condition cannot be read, names no column of the store, or is no condition.
+        """
+        try:
+            wanted = pl.sql_expr(condition)
+            found = self.table(wanted.meta.root_names(), shards).select(wanted.alias("kept"))["kept"]
+            if found.dtype != pl.Boolean:
+                raise pl.exceptions.InvalidOperationError(f"it gives {found.dtype}, not true or false")
+        except pl.exceptions.PolarsError as error:
+            raise GalrayError(
+                f"selection '{condition}': {str(error).splitlines()[0]}",
+                f"write a condition on the columns {', '.join(self.columns)}",
+            ) from None
+        return found.fill_null(False).to_numpy()
+
+    def shifted(self, w: np.ndarray, zero_point: float, sun_velocity: tuple[float, float, float]) -> Draw:
+        """States moved by errors that all stars share; those that leave the ball are kept out, as in `draw`.
+
+        Arguments:
+            w: States of the store, (n, 6).
+            zero_point: Shift of the parallax zero point in mas; 6D tables have none, theirs stays.
+            sun_velocity: Shift of the Sun's velocity in km/s.
+        """
+        moved = shift_states(w, self.frame, zero_point if self.observed else 0.0, sun_velocity)
+        inside = self._inside(moved)
+        account = {"rows": len(w), "kept": int(inside.sum()), "outside_ball": int((~inside).sum())}
+        return Draw(moved[inside], np.flatnonzero(inside), account)
+
+    @property
+    def observed(self) -> bool:
+        """Whether the stars have observables, and not states alone."""
+        return bool(self.manifest["source"] == "gaia")
+
     def draw_states(self, seed: int, shards: Iterable[int] | None = None) -> np.ndarray:
         """States of one redraw of the observables, (m, 6) float64 with m ≤ n; see `draw`."""
         return self.draw(seed, shards).states
@@ -330,7 +366,7 @@ class ShardStore:
 
     def _require_observables(self) -> None:
         self._require_6d()
-        if self.manifest["source"] != "gaia":
+        if not self.observed:
             raise GalrayError(
                 f"{self.location}: its stars come from 6D tables, which have no observables to redraw",
                 "leave out error draws for this catalogue",

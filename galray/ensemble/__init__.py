@@ -10,6 +10,7 @@ from galray.ensemble.members import (
     EnsembleSettings,
     FamilyDesign,
     MemberSpec,
+    SystematicsSettings,
     design,
 )
 from galray.ensemble.methods import combine_methods
@@ -34,6 +35,7 @@ __all__ = [
     "MemberSpec",
     "MemberStore",
     "SearchRange",
+    "SystematicsSettings",
     "Term",
     "Trial",
     "TuneSettings",

@@ -1,20 +1,23 @@
 """The error budget of one family: its members to a value with its terms.
 
-The terms of a family are network (another seed), statistics (other stars: bootstrap or jackknife) and
-measurement (redrawn errors). Bootstraps and redraws share the base's seed and are compared with it, so
-that no term holds another's variance.
+The terms of a family are network (another seed), hyperparameters, statistics (other stars: bootstrap or
+jackknife), measurement (redrawn errors), systematics (errors common to all stars) and selection. Whoever
+varies one of them shares the base's seed and is compared with it, so that no term holds another's variance;
+in a crossed design the same comparison is made at every choice of the rest, whose scatter tells what training
+adds to each member by itself.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galray.ensemble.estimate import Estimate, Term
-from galray.ensemble.members import BudgetSettings, MemberSpec
+from galray.ensemble.members import FACTORS, BudgetSettings, MemberSpec
 from galray.ensemble.variance import (
     correlation,
     effective_number,
@@ -29,6 +32,8 @@ __all__ = ["combine_family"]
 logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 
+TERMS = ("network", "hyperparameters", "statistics", "measurement", "systematics", "selection")
+"""The terms of a family, in the order of the budget."""
 _TINY = 1e-300
 _TERM_WEIGHT = 6.0
 """Deviations that a term needs before its own correlations outweigh those of all terms together."""
@@ -43,6 +48,7 @@ def combine_family(
     jackknife: Array | None = None,
     jackknife_blocks: int = 0,
     settings: BudgetSettings | None = None,
+    stars: Sequence[int] | None = None,
 ) -> Estimate:
     """Combine the members of one family into values with an error budget.
 
@@ -51,7 +57,10 @@ def combine_family(
     Measurement: variance of (redraw − twin); the mean of the same differences is the bias, which is
     either subtracted to first order (its uncertainty added) or, where it exceeds its own noise, kept in
     the term. Error draws that are independent from star to star are part of what a bootstrap sees, so
-    the statistics term is given without them.
+    the statistics term is given without them. Systematics: mean square of (draw − twin). Hyperparameters:
+    variance over the configuration's own and the draws. Selection: mean square of (selection − twin) less
+    what fewer stars cost: an efficient estimate of n of N stars differs from that of all by
+    Var·(N/n − 1) (Hausman 1978, Econometrica 46, 1251).
 
     Arguments:
         specs: The finished members, any order.
@@ -63,6 +72,7 @@ def combine_family(
         jackknife: Covariance `(Q, Q)` of the statistics, in place of bootstraps.
         jackknife_blocks: Number of its blocks.
         settings: How to combine.
+        stars: Number of stars of each member, for the selection's term; equal when absent.
 
     Returns:
         The estimate.
@@ -77,8 +87,10 @@ def combine_family(
     family = specs[0].family if specs else "?"
     if len({spec.family for spec in specs}) > 1:
         raise ValueError("members of different families; combine each family by itself, then the methods")
-    specs, values, excluded = _sound_members(specs, values, settings)
-    seeds = {s.seed: v for s, v in zip(specs, values, strict=True) if not s.bootstrap and not s.draw}
+    sizes = {spec.id: float(n) for spec, n in zip(specs, stars or [1] * len(specs), strict=True)}
+    known = None if jackknife is None else np.sqrt(np.diag(jackknife))
+    specs, values, excluded = _sound_members(specs, values, settings, known)
+    seeds = {s.seed: v for s, v in zip(specs, values, strict=True) if s.whole}
     if not seeds:
         raise GalrayError(
             f"no member of {family} with the full sample is left to give a value",
@@ -86,24 +98,28 @@ def combine_family(
         )
     quantities = values.shape[1]
     labels = group_numbers(groups, quantities)
-    runs = np.array(list(seeds.values()))
-    num_seeds = len(runs)
-    value = runs.mean(axis=0)
+    num_seeds = len(seeds)
+    value = np.mean(list(seeds.values()), axis=0)
 
     # Deviations of each term, each row scaled so that its mean square is the term's variance.
-    network = (runs - value) * np.sqrt(num_seeds / max(num_seeds - 1, 1))
-    boots, boots_alone = _differences(specs, values, seeds, value, "bootstrap")
-    draws, draws_alone = _differences(specs, values, seeds, value, "draw")
-    num_boots, num_draws = len(boots), len(draws)
+    network = _network(specs, values)
+    effects = {name: _effect(specs, values, seeds, name) for name in FACTORS[1:]}
+    boots, draws, systematic = (effects[name].rows for name in ("bootstrap", "draw", "systematic"))
+    num_draws = len(draws)
     shift = draws.mean(axis=0) if num_draws else None
     centred = draws  # of a single redraw the square holds shift and spread together
     if shift is not None and num_draws > 1:
         centred = (draws - shift) * np.sqrt(num_draws / (num_draws - 1))
+    others = effects["hyperparameter"].rows
+    if len(others):
+        # The configuration's own choice is one among them.
+        others = np.concatenate([np.zeros((1, quantities)), others])
+        others = (others - others.mean(axis=0)) * np.sqrt(len(others) / (len(others) - 1))
+    selection = effects["selection"].rows
 
-    parts = [
-        (d, n) for d, n in ((network, num_seeds - 1), (boots, num_boots), (centred, max(num_draws - 1, 1)))
-    ]
-    parts = [(d, n) for d, n in parts if len(d) and n > 0]
+    every = [(network, num_seeds - 1), (boots, len(boots)), (centred, max(num_draws - 1, 1))]
+    every += [(systematic, len(systematic)), (others, len(others) - 1), (selection, len(selection))]
+    parts = [(d, n) for d, n in every if len(d) and n > 0]
     pool = _Pool(parts, labels, scales, settings, quantities)
 
     terms: dict[str, Term] = {}
@@ -115,21 +131,24 @@ def combine_family(
     elif family != "moments":
         missing.append("network")
 
-    # What of the training noise is left in a difference: of twins as far as a shared seed does not share
-    # it; of a member without its twin, which is compared with the seeds' mean, all of it.
-    of_twins = 2.0 * (1.0 - settings.seed_correlation)
-    boots_noise = single * (of_twins * (1.0 - boots_alone) + boots_alone * (1.0 + 1.0 / num_seeds))
-    draws_noise = single * (of_twins * (1.0 - draws_alone) + draws_alone * (1.0 + 1.0 / num_seeds))
+    def noise(name: str) -> Array:
+        return effects[name].noise(single, settings.seed_correlation, num_seeds)
+
+    if len(others):
+        spread, dof = pool.variance(others, len(others) - 1)
+        # Another network is another training: nothing of the noise is shared.
+        spread = np.maximum(spread - single, 0.05 * spread)
+        terms["hyperparameters"] = Term(pool.covariance(others, spread), len(others) - 1, dof)
     if jackknife is not None:
         stat_correlation = shrink_correlation(np.asarray(jackknife, dtype=float))
         stat = np.diag(jackknife).astype(float)
         stat_dof = np.full(quantities, float(max(jackknife_blocks - 1, 1)))
         count = jackknife_blocks
-    elif num_boots:
-        stat, stat_dof = pool.variance(boots, num_boots)
-        stat = np.maximum(stat - boots_noise, 0.05 * stat)
+    elif len(boots):
+        stat, stat_dof = pool.variance(boots, len(boots))
+        stat = np.maximum(stat - noise("bootstrap"), 0.05 * stat)
         stat_correlation = pool.correlation(boots)
-        count = num_boots
+        count = len(boots)
     else:
         stat, count = np.zeros(quantities), 0
         missing.append("statistics")
@@ -137,7 +156,7 @@ def combine_family(
     spread = np.zeros(quantities)
     if shift is not None:
         spread, dof = pool.variance(centred, max(num_draws - 1, 1))
-        spread = np.maximum(spread - draws_noise, 0.05 * spread)
+        spread = np.maximum(spread - noise("draw"), 0.05 * spread)
         measured = pool.covariance(centred, spread)
         if settings.correct_measurement_bias:
             value = value - shift
@@ -151,16 +170,26 @@ def combine_family(
     elif settings.expect_measurement:
         missing.append("measurement")
 
+    if len(systematic):
+        common, dof = pool.variance(systematic, len(systematic))
+        common = np.maximum(common - noise("systematic"), 0.05 * common)
+        terms["systematics"] = Term(pool.covariance(systematic, common), len(systematic), dof)
+    if len(selection):
+        excess, dof = pool.variance(selection, len(selection))
+        base = next(sizes[spec.id] for spec in specs if spec.whole)
+        tried = [sizes[spec.id] for spec in specs if spec.varied == "selection"] or [base]
+        fewer = max(float(np.mean([base / n for n in tried])) - 1.0, 0.0)
+        excess = np.maximum(excess - fewer * stat - noise("selection"), 0.0)
+        terms["selection"] = Term(pool.covariance(selection, excess), len(selection), dof)
     if count:
         if settings.measurement_within_statistics:
             stat = np.maximum(stat - spread, 0.0)
         sigma = np.sqrt(stat)
         terms["statistics"] = Term(stat_correlation * np.outer(sigma, sigma), count, stat_dof)
-    order = [name for name in ("network", "statistics", "measurement") if name in terms]
     return Estimate(
         method=family,
         value=value,
-        terms={name: terms[name] for name in order},
+        terms={name: terms[name] for name in TERMS if name in terms},
         bias=shift,
         bias_corrected=bool(shift is not None and settings.correct_measurement_bias),
         missing=tuple(missing),
@@ -226,9 +255,13 @@ class _Pool:
 
 
 def _sound_members(
-    specs: Sequence[MemberSpec], values: Array, settings: BudgetSettings
+    specs: Sequence[MemberSpec], values: Array, settings: BudgetSettings, error: Array | None
 ) -> tuple[list[MemberSpec], Array, dict[str, str]]:
-    """Leave out members that are not finite, or that lie far from all others by the stated rule."""
+    """Leave out members that are not finite, or that lie far from all others by the stated rule.
+
+    Centre and scatter are those of the members that differ by chance (seed, bootstrap, redraw), since others
+    may all but coincide; `error` is what is known of the statistics from elsewhere `(Q,)`.
+    """
     finite = np.isfinite(values)
     broken = ~finite.any(axis=0)
     if len(values) and broken.any():
@@ -242,11 +275,14 @@ def _sound_members(
         if not row.all()
     }
     keep = [i for i, spec in enumerate(specs) if spec.name not in excluded]
-    if len(keep) >= 5:
-        rest = values[keep]
+    by_chance = [i for i in keep if not any(_rest(specs[i], "seed", "bootstrap", "draw"))]
+    if len(by_chance) >= 5:
+        rest = values[by_chance]
         centre = np.median(rest, axis=0)
         scatter = 1.4826 * np.median(np.abs(rest - centre), axis=0)
-        distance = np.median(np.abs(rest - centre) / np.maximum(scatter, _TINY), axis=1)
+        if error is not None:
+            scatter = np.hypot(scatter, error)
+        distance = np.median(np.abs(values[keep] - centre) / np.maximum(scatter, _TINY), axis=1)
         for place, far in zip(list(keep), distance, strict=True):
             if far > settings.outlier_threshold:
                 excluded[specs[place].name] = (
@@ -259,14 +295,77 @@ def _sound_members(
     return [specs[i] for i in keep], values[keep], excluded
 
 
-def _differences(
-    specs: Sequence[MemberSpec], values: Array, seeds: Mapping[int, Array], mean: Array, what: str
-) -> tuple[Array, float]:
-    """Differences of the members that vary one thing from their twins, and the part without a twin."""
-    other = "draw" if what == "bootstrap" else "bootstrap"
-    rows, alone = [], 0
+def _rest(spec: MemberSpec, *names: str) -> tuple[int, ...]:
+    """The labels of all factors but these."""
+    return tuple(label for name, label in spec.labels.items() if name not in names)
+
+
+def _network(specs: Sequence[MemberSpec], values: Array) -> Array:
+    """Deviations of the seeds from their mean, at every choice of the rest that has several."""
+    groups: dict[tuple[int, ...], list[Array]] = {}
     for spec, row in zip(specs, values, strict=True):
-        if getattr(spec, what) and not getattr(spec, other):
-            alone += spec.seed not in seeds
-            rows.append(row - seeds.get(spec.seed, mean))
-    return np.array(rows).reshape(len(rows), values.shape[1]), alone / max(len(rows), 1)
+        groups.setdefault(_rest(spec, "seed"), []).append(row)
+    rows = [
+        (np.array(runs) - np.mean(runs, axis=0)) * np.sqrt(len(runs) / (len(runs) - 1))
+        for runs in groups.values()
+        if len(runs) > 1
+    ]
+    return np.concatenate(rows) if rows else np.zeros((0, values.shape[1]))
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What each choice of a factor changes, the mean over all that is crossed with it.
+
+    Attributes:
+        rows: Differences from the base's choice `(levels, Q)`.
+        alone: Part of them that have no twin and are compared with the seeds' mean.
+        repeats: Twins per choice, where all have the same number above one.
+        scatter: Variance of a single difference over its repeats `(Q,)`; None without repeats.
+    """
+
+    rows: Array
+    alone: float
+    repeats: int
+    scatter: Array | None
+
+    def noise(self, single: Array, seed_correlation: float, num_seeds: int) -> Array:
+        """What of the training noise is left in the rows' mean square.
+
+        Of repeated differences it is measured. Of one difference of twins it is what a shared seed does not
+        share; of a member without its twin, all of it.
+
+        Arguments:
+            single: Network variance of one member `(Q,)`.
+            seed_correlation: Of two members that share a seed but not the data.
+            num_seeds: Behind the mean that takes the place of absent twins.
+        """
+        if self.scatter is not None:
+            return self.scatter / self.repeats
+        of_twins = 2.0 * (1.0 - seed_correlation)
+        return single * (of_twins * (1.0 - self.alone) + self.alone * (1.0 + 1.0 / num_seeds))
+
+
+def _effect(specs: Sequence[MemberSpec], values: Array, seeds: Mapping[int, Array], factor: str) -> _Effect:
+    """Compare the members that make another choice of one factor with those that share all else."""
+    mean = np.mean(list(seeds.values()), axis=0)
+    base = {_rest(s, factor): v for s, v in zip(specs, values, strict=True) if not getattr(s, factor)}
+    found: dict[int, list[Array]] = {}
+    lonely: dict[int, Array] = {}
+    for spec, row in zip(specs, values, strict=True):
+        level = getattr(spec, factor)
+        if not level:
+            continue
+        twin = base.get(_rest(spec, factor))
+        if twin is not None:
+            found.setdefault(level, []).append(row - twin)
+        elif not any(_rest(spec, factor, "seed")):
+            lonely[level] = row - mean
+    lonely = {level: row for level, row in lonely.items() if level not in found}
+    rows = [np.mean(rows, axis=0) for rows in found.values()] + list(lonely.values())
+    repeats = min((len(rows) for rows in found.values()), default=0)
+    scatter = None
+    if repeats > 1 and not lonely:
+        scatter = np.mean([np.var(rows, axis=0, ddof=1) for rows in found.values()], axis=0)
+    stacked = np.array(rows).reshape(len(rows), values.shape[1])
+    return _Effect(stacked, len(lonely) / max(len(rows), 1), repeats, scatter)

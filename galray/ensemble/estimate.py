@@ -100,6 +100,17 @@ class Estimate:
         """Give one term's errors `(Q,)`, widened like the total."""
         return np.sqrt(self.terms[name].variance) * self.factor
 
+    def term_uncertainty(self, name: str) -> Array:
+        """Give the standard error of one term's error `(Q,)`: σ/√(2ν) of ν degrees of freedom.
+
+        Arguments:
+            name: A term, or "total".
+        """
+        error, dof = (
+            (self.error, self.dof) if name == "total" else (self.term_error(name), self.terms[name].dof)
+        )
+        return error / np.sqrt(2.0 * np.maximum(dof, 0.5))
+
     def with_term(self, name: str, covariance: Array, count: int = 1, dof: float = np.inf) -> Estimate:
         """Add a term from elsewhere, such as the baryons' error.
 
@@ -114,6 +125,10 @@ class Estimate:
             covariance = np.diag(covariance)
         term = Term(covariance, count, np.full(len(self.value), float(dof)))
         return replace(self, terms=self.terms | {name: term})
+
+    def shifted(self, shift: Array) -> Estimate:
+        """Give the estimate with its values shifted by known amounts `(Q,)`."""
+        return replace(self, value=self.value + shift)
 
     def transform(self, matrix: Array) -> Estimate:
         """Give linear combinations of the quantities (averages, differences) with their budget.
@@ -135,7 +150,7 @@ class Estimate:
         return replace(self, value=matrix @ self.value, terms=terms, bias=bias, weights=None)
 
     def rows(self, names: Sequence[str], units: Sequence[str]) -> list[dict[str, Any]]:
-        """Give the budget as table rows: quantity, method, term, value, count, dof, bias, unit.
+        """Give the budget as table rows: quantity, method, term, value, uncertainty, count, dof, bias, unit.
 
         Arguments:
             names: Names of the quantities, Q of them.
@@ -151,6 +166,7 @@ class Estimate:
                     | {
                         "term": term_name,
                         "value": float(self.term_error(term_name)[q]),
+                        "uncertainty": float(self.term_uncertainty(term_name)[q]),
                         "count": term.count,
                         "dof": float(term.dof[q]) if np.isfinite(term.dof[q]) else None,
                         "bias": None if bias is None else float(bias),
@@ -162,6 +178,7 @@ class Estimate:
                 | {
                     "term": "total",
                     "value": float(self.error[q]),
+                    "uncertainty": float(self.term_uncertainty("total")[q]),
                     "count": max((term.count for term in self.terms.values()), default=0),
                     "dof": float(dof) if np.isfinite(dof) else None,
                     "bias": None,

@@ -14,7 +14,7 @@ from galray.ensemble.members import MemberSpec
 from galray.errors import GalrayError
 from galray.gravity import load_field
 from galray.gravity.exports import Exportable
-from galray.units import to_internal
+from galray.units import MSUN_PC3, to_internal
 
 __all__ = ["FieldEnsemble", "member_fields"]
 
@@ -30,12 +30,15 @@ def member_fields(folder: Path) -> dict[str, list[tuple[MemberSpec, Any]]]:
         if json.loads(result.read_text())["status"] == "finished":
             spec = MemberSpec.from_dict(json.loads((result.parent / "spec.json").read_text()))
             found.setdefault(spec.family, []).append((spec, load_field(result.parent / "field")))
-    found = {f: pairs for f, pairs in found.items() if any(not s.bootstrap and not s.draw for s, _ in pairs)}
+    found = {family: pairs for family, pairs in found.items() if any(spec.whole for spec, _ in pairs)}
     moments = folder / "fields" / "moments"
     if (moments / "field" / "field.json").is_file():
         found["moments"] = [(MemberSpec(0, "moments"), load_field(moments / "field"))]
-        for path in sorted(moments.glob("draw-*/field.json")):
-            spec = MemberSpec(0, "moments", draw=int(path.parent.name.removeprefix("draw-")))
+        for path in sorted(moments.glob("*-*/field.json")):
+            labels = dict(part.rsplit("-", 1) for part in path.parent.name.split("+"))
+            spec = MemberSpec.from_dict(
+                {"index": 0, "family": "moments"} | {n: int(v) for n, v in labels.items()}
+            )
             found["moments"].append((spec, load_field(path.parent)))
     return found
 
@@ -49,13 +52,18 @@ class FieldEnsemble(Exportable):
     Arguments:
         fields: For each method, pairs of what was varied (``base``, ``seed``, …) and a field.
         weights: Weight of each method; equal where absent.
+        offset: Added to every density, Msun/kpc³: that of a blind run.
     """
 
     def __init__(
-        self, fields: Mapping[str, Sequence[tuple[str, Any]]], weights: Mapping[str, float] | None = None
+        self,
+        fields: Mapping[str, Sequence[tuple[str, Any]]],
+        weights: Mapping[str, float] | None = None,
+        offset: float = 0.0,
     ) -> None:
         if not fields:
             raise GalrayError("no field to combine", "run until at least one member is finished")
+        self.offset = offset
         self.fields = {method: list(members) for method, members in fields.items()}
         given = {method: float((weights or {}).get(method, 1.0)) for method in self.fields}
         self.weights = {method: weight / sum(given.values()) for method, weight in given.items()}
@@ -67,13 +75,16 @@ class FieldEnsemble(Exportable):
         Raises:
             GalrayError: The run has no finished member.
         """
+        from galray.blinding import hidden_offset
+        from galray.rundir import load_run
+
         found = member_fields(folder)
         if not found:
             raise GalrayError(f"{folder}: holds no finished member", "run `galray run` on it first")
         fields = {method: [(spec.varied, field) for spec, field in pairs] for method, pairs in found.items()}
         summary = folder / "results" / "summary.json"
         weights = json.loads(summary.read_text()).get("weights") if summary.is_file() else None
-        return cls(fields, weights)
+        return cls(fields, weights, hidden_offset(load_run(folder).config, folder) * MSUN_PC3)
 
     @property
     def methods(self) -> list[str]:
@@ -108,7 +119,8 @@ class FieldEnsemble(Exportable):
         """
         from galray.gravity import smoothed_density
 
-        return self._combine(lambda field, points: smoothed_density(field, points, kernel), x, method)
+        found = self._combine(lambda field, points: smoothed_density(field, points, kernel), x, method)
+        return found + self.offset
 
     def mean_field(self, method: str | None = None) -> Any:
         """The same mean as one field with a potential and a density, `galray.gravity.MeanField`.

@@ -24,6 +24,8 @@ __all__ = ["combine_methods"]
 Array = NDArray[np.float64]
 
 _TINY = 1e-300
+_OWN = ("network", "hyperparameters")
+"""Terms that are each method's own: independent between methods."""
 _STEADY_DOF = 8.0
 """Degrees of freedom that smooth the variances by which methods are weighed."""
 
@@ -36,12 +38,12 @@ def combine_methods(
 ) -> Estimate:
     """Combine methods that measured the same quantities from the same stars, with random effects.
 
-    Network errors of different methods are independent; every other term is taken as fully correlated
-    between them, because the stars are the same, so averaging does not reduce it. What the methods
-    differ by beyond their network errors is the variance between methods, τ² (by moments, as in
-    DerSimonian & Laird 1986, Control. Clin. Trials 7, 177, pooled over similar quantities), and enters as
-    the term "method". Weights go as the inverse of each method's whole variance, floored at half the
-    median and capped, so that no accidentally small variance takes everything.
+    What comes of the networks (seeds, hyperparameters) is independent between methods; every other term is
+    taken as fully correlated between them, because the stars are the same, so averaging does not reduce it.
+    What the methods differ by beyond those independent errors is the variance between methods, τ² (by
+    moments, as in DerSimonian & Laird 1986, Control. Clin. Trials 7, 177, pooled over similar quantities),
+    and enters as the term "method". Weights go as the inverse of each method's whole variance, floored at
+    half the median and capped, so that no accidentally small variance takes everything.
 
     Arguments:
         estimates: One per method, same Q quantities.
@@ -67,8 +69,9 @@ def combine_methods(
     methods, quantities = values.shape
     labels = group_numbers(groups, quantities)
     zero = np.zeros((methods, quantities))
-    network, network_dof = _stack(estimates, "network", zero)
-    common = list(dict.fromkeys(n for e in estimates for n in e.terms if n != "network"))
+    own = {name: _stack(estimates, name, zero) for name in _OWN}
+    network = sum((variance for variance, _ in own.values()), zero)
+    common = list(dict.fromkeys(n for e in estimates for n in e.terms if n not in _OWN))
     shared = {name: _stack(estimates, name, zero)[0] for name in common}
     whole = network + sum(shared.values(), zero)
 
@@ -87,14 +90,12 @@ def combine_methods(
 
     value = np.sum(weights * values, axis=0)
     terms: dict[str, Term] = {}
-    if any("network" in e.terms for e in estimates):
-        matrix = np.zeros((quantities, quantities))
-        for weight, estimate in zip(weights, estimates, strict=True):
-            if "network" in estimate.terms:
-                matrix += np.outer(weight, weight) * estimate.terms["network"].covariance
-        dof = welch_satterthwaite(list(weights**2 * network), list(network_dof))
-        count = sum(e.terms["network"].count for e in estimates if "network" in e.terms)
-        terms["network"] = Term(matrix, count, dof)
+    for name, (variances, dofs) in own.items():
+        have = [(w, e.terms[name]) for w, e in zip(weights, estimates, strict=True) if name in e.terms]
+        if have:
+            matrix = sum((np.outer(w, w) * term.covariance for w, term in have), np.zeros((quantities,) * 2))
+            dof = welch_satterthwaite(list(weights**2 * variances), list(dofs))
+            terms[name] = Term(matrix, sum(term.count for _, term in have), dof)
     for name in common:
         terms[name] = _shared_term(estimates, name, weights)
     root = [_root(e.terms, quantities) for e in estimates]

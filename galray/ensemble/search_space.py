@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from galray.settings import Settings
@@ -57,6 +58,18 @@ class SearchRange(Settings):
             return self.values
         ends = (self.low, self.high)
         return tuple(int(end) for end in ends) if self.integer else ends  # type: ignore[arg-type]
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """One choice, as likely as any other."""
+        if self.values:
+            return self.values[int(rng.integers(len(self.values)))]
+        low, high = self.low, self.high
+        assert low is not None
+        assert high is not None
+        if self.integer:
+            high += 1  # the last whole number is as likely as the others
+        value = low * (high / low) ** rng.random() if self.log else rng.uniform(low, high)
+        return int(value) if self.integer else float(value)
 
 
 class TuneSettings(Settings):

@@ -99,6 +99,8 @@ def _title(summary: dict[str, Any]) -> Any:
         line += f" = {' ± '.join(t for t in gev if t)} GeV/cm³"
     if finite(top.get("truth")):
         line += f"  (truth {number(top['truth'])}, pull {cell.pull_text})"
+    if (summary.get("run") or {}).get("blind"):
+        line += "  (blind: a hidden offset is on every density)"
     return Text(line, style="bold")
 
 

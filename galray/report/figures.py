@@ -167,10 +167,13 @@ def variants(rows: Sequence[dict[str, Any]], headline: dict[str, Any], role: str
 def budget(
     terms: Sequence[dict[str, Any]], total: float | None, unit: str, title: str, method: str = "combined"
 ) -> Figure | None:
-    """Error terms as bars with their share of the variance and their counts, the total last.
+    """Error terms as a waterfall: each begins where those before it end, added in squares, up to the total.
+
+    A light bar from zero is the term by itself, with the uncertainty of that error as a whisker; the dark
+    step is what it adds.
 
     Arguments:
-        terms: Entries with ``term``, ``error`` and ``count``.
+        terms: Entries with ``term``, ``error``, ``uncertainty`` (may be absent) and ``count``.
         total: The total standard error in the same unit, or None.
         unit: Unit of the errors.
         title: Panel title.
@@ -180,23 +183,35 @@ def budget(
     if not rows:
         return None
     errors = np.array([float(t["error"]) for t in rows])
+    ends = np.sqrt(np.cumsum(errors**2))
     squares = float((errors**2).sum())
-    figure, axes = style.new_figure(5.2, 1.0 + 0.36 * (len(rows) + 1))
-    tint = style.color(method)
-    widest = max(float(errors.max()), total or 0.0) or 1.0
-    for i, (term, error) in enumerate(zip(rows, errors, strict=True)):
-        axes.barh(-i, error, height=0.62, color=tint, alpha=0.42)
+    figure, axes = style.new_figure(5.6, 1.0 + 0.36 * (len(rows) + 1))
+    tint, soft = style.color(method), style.color("soft")
+    widest = max(float(ends[-1]), total or 0.0) or 1.0
+    for i, (term, error, end) in enumerate(zip(rows, errors, ends, strict=True)):
+        begin = float(ends[i - 1]) if i else 0.0
+        axes.barh(-i, error, height=0.62, color=tint, alpha=0.25)
+        axes.barh(-i, end - begin, left=begin, height=0.62, color=tint, alpha=0.75)
+        axes.plot([end, end], [-i - 0.31, -i - 0.69], color=soft, lw=0.8)
+        own = term.get("uncertainty")
+        # Of a term that is known to be zero, or taken from elsewhere, there is no uncertainty to show.
+        known = finite(own) and own > 0
+        if known:
+            axes.errorbar(error, -i, xerr=min(own, error), color=style.color("ink"), lw=0.9, capsize=2)
         share = f"{100 * error**2 / squares:.0f} %" if squares > 0 else ""
         number = term.get("count")
         # A term of one piece (a table of baryons, one choice of method) has no count to speak of.
         counted = rf"  $n={int(number)}$" if finite(number) and number > 1 else ""
+        value = " ± ".join(text for text in measurement(error, own if known else error) if text)
+        value = value if known else measurement(error, error)[1] or "0"
+        reach = max(end, error + (min(own, error) if known else 0.0))
         axes.text(
-            error + 0.015 * widest,
+            reach + 0.015 * widest,
             -i,
-            f"{measurement(error, error)[1] or '0'}   ({share}){counted}" if share else "0",
+            f"{value}   ({share}){counted}" if share else "0",
             va="center",
             fontsize=8,
-            color=style.color("soft"),
+            color=soft,
         )
     names = [style.literal(humanise(t.get("term", ""))) for t in rows]
     if finite(total):
@@ -214,7 +229,7 @@ def budget(
         names.append("total")
     axes.set_yticks([-i for i in range(len(names))], names)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, widest * 1.42)
+    axes.set_xlim(0, widest * 1.75)
     axes.set_ylim(-len(names) + 0.45, 0.55)
     axes.grid(axis="x")
     axes.locator_params(axis="x", nbins=5)

@@ -144,7 +144,10 @@ def _budgets(run: RunFolder, drawn: _Figures) -> Iterator[str]:
         elsewhere = row["place"] and isinstance(top, dict) and row["place"] != str(top.get("where"))
         if row["name"] != top_name or elsewhere or row["method"] == "combined":
             continue
-        terms = [{"term": t, "error": e["value"], "count": e["count"]} for t, e in row["terms"].items()]
+        terms = [
+            {"term": t, "error": e["value"], "uncertainty": e["uncertainty"], "count": e["count"]}
+            for t, e in row["terms"].items()
+        ]
         total = row["terms"].get("total", {}).get("value")
         name = drawn.add(
             f"budget-{row['method']}",

@@ -370,6 +370,7 @@ def budget_rows(run: RunFolder) -> list[dict[str, Any]]:
                         "value": e.get("value"),
                         "text": measurement(e.get("value"), e.get("value"))[1] or number(e.get("value")),
                         "count": int(e["count"]) if finite(e.get("count")) else None,
+                        "uncertainty": e.get("uncertainty"),
                         "bias": e.get("bias"),
                         "bias_text": signed_like(e.get("bias"), e.get("value")),
                     }

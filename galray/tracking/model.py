@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from galray import __version__
+from galray.blinding import MARKER
 from galray.errors import GalrayError
 from galray.provenance import now
 
@@ -22,7 +23,8 @@ MODEL_NAME = "galray-gravity"
 """Name in the registry."""
 ALIAS = "champion"
 
-_FILES = ("config.toml", "provenance.json", "truth.json", "shards/manifest.json")
+_NEEDED = ("config.toml", "provenance.json", "shards/manifest.json")
+_FILES = (*_NEEDED, "truth.json", MARKER)
 _MEMBER_FILES = ("spec.json", "result.json")
 
 
@@ -41,7 +43,7 @@ def bundle_run(folder: Path, target: Path) -> Path:
         if (folder / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(_inside(folder, folder / name), target / name)
-        elif name != "truth.json":
+        elif name in _NEEDED:
             raise GalrayError(f"{folder / name}: absent", "finish the run first: galray run")
     for member in sorted((folder / "members").glob("[0-9][0-9][0-9]*")):
         if not (member / "result.json").is_file() or not (member / "field").is_dir():

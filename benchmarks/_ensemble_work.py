@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from galray.catalog import ShardStore
 from galray.config import load_config
 from galray.pipeline import Pipeline
 
@@ -32,7 +33,7 @@ def member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> dict[s
 
 def specs_of(pipeline: Pipeline) -> tuple[list[Any], dict[str, Any]]:
     """The members of a run whose catalogue is made, and what they share."""
-    store = pipeline.run_catalog()
+    store = ShardStore(pipeline.folder / "shards")
     starts = pipeline.folder / "starts"
     starts.mkdir(exist_ok=True)
     context = {
@@ -49,8 +50,7 @@ def bare(path: str, number: int, of: int) -> None:
 
     torch.set_num_threads(1)
     pipeline = Pipeline(load_config(path))
-    with pipeline.session():
-        specs, context = specs_of(pipeline)
+    specs, context = specs_of(pipeline)
     folder = pipeline.folder / "bare"
     folder.mkdir(exist_ok=True)
     member(specs[0].to_dict(), str(folder / f"warm-{number}"), _short(context))  # imports, first calls

@@ -362,6 +362,7 @@ class Pipeline:
                     self._member_resources(),
                     on_done=on_done,
                     on_progress=on_progress,
+                    workers={f: getattr(self.config.training, f).max_workers for f in ("flow", "score")},
                 )
                 finished = sum(outcome.finished for outcome in outcomes)
                 return {"finished": finished, "failed": len(outcomes) - finished}
@@ -374,9 +375,8 @@ class Pipeline:
         return outcomes
 
     def _member_resources(self) -> EnsembleSettings:
-        """One after another in this process where Ray is off, or a member is a group of Ray Train workers."""
-        training = self.config.training
-        if not self.config.cluster.enabled or max(training.flow.max_workers, training.score.max_workers) > 1:
+        """One after another in this process where Ray is off."""
+        if not self.config.cluster.enabled:
             return self.config.ensemble.model_copy(update={"concurrent": 0})
         return self.config.ensemble
 

@@ -228,3 +228,37 @@ def test_kill_nine_in_the_ensemble_and_start_again(tmp_path, calls):
         if row[1] == "True":
             assert runs == before[spec.id] == 1
     assert not list((tmp_path / "members").glob("*.tmp"))
+
+
+def group_member(spec, folder, context):
+    """A member that is a group of two Ray Train workers, as `fit_distributed` starts them."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    def loop(config):
+        rank = ray.train.get_context().get_world_rank()
+        Path(config["folder"], f"rank-{rank}").write_text(str(time.time()))
+        time.sleep(1.0)
+        ray.train.report({"rank": rank})
+
+    TorchTrainer(
+        loop,
+        train_loop_config={"folder": folder},
+        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(name="ray", storage_path=str(Path(folder) / "train")),
+    ).fit()
+    return {"ranks": sorted(path.name for path in Path(folder).glob("rank-*"))}
+
+
+@pytest.mark.cluster
+def test_groups_of_workers_run_as_trials_and_wait_for_one_another(ray_session, tmp_path):
+    """Two CPUs, members of two workers: one group at a time, the trial itself holding none of them."""
+    specs = _specs(seeds=2, bootstraps=0)
+    outcomes = run_members(specs, group_member, tmp_path / "members", {}, workers={"score": 2})
+    assert [o.error for o in outcomes] == ["", ""]
+    assert [o.result["ranks"] for o in outcomes] == [["rank-0", "rank-1"]] * 2
+    ends = [max(float(p.read_text()) for p in o.folder.glob("rank-*")) for o in outcomes]
+    starts = [min(float(p.read_text()) for p in o.folder.glob("rank-*")) for o in outcomes]
+    assert max(starts) > min(ends), "one after the other"
+    with pytest.raises(GalrayError, match="trains on 3 workers, the Ray cluster has 2 CPUs"):
+        run_members(_specs(seeds=3), group_member, tmp_path / "large", {}, workers={"score": 3})

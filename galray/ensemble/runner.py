@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from galray.catalog.mirror import Place
-from galray.cluster import is_connected, require
+from galray.cluster import is_connected, require, resources
 from galray.ensemble.execute import MemberFunction, execute, limit_threads
 from galray.ensemble.members import EnsembleSettings, MemberSpec
 from galray.ensemble.store import MemberOutcome, MemberStore
@@ -27,11 +27,14 @@ def run_members(
     settings: EnsembleSettings | None = None,
     on_done: Callable[[MemberSpec, MemberOutcome], None] | None = None,
     on_progress: Callable[[MemberSpec, float, str], None] | None = None,
+    workers: Mapping[str, int] | None = None,
 ) -> list[MemberOutcome]:
     """Run every member that has no finished result yet.
 
     On a connected Ray cluster the members are Ray Tune trials, as many at a time as fit; without one,
-    or with `settings.concurrent = 0`, they run one after another in this process. A member that raises
+    or with `settings.concurrent = 0`, they run one after another in this process. A member whose function
+    starts Ray Train workers of its own is a trial that holds no CPU itself, and only so many run at a time as
+    have all their workers placed: none waits for what another holds. A member that raises
     is a failed outcome with its traceback in `error.txt`, and the others go on; the next call runs it
     again. A call after a kill runs what is missing and ends with the same members.
 
@@ -46,6 +49,7 @@ def run_members(
         on_done: Called in this process with (spec, outcome) for each member as it ends, first for those
             that were finished before.
         on_progress: Called in this process with (spec, fraction, note) from `report_progress`.
+        workers: Ray Train workers that a member of each family starts; 1, or absent: none, it works itself.
 
     Returns:
         One outcome per member, in the order of `specs`.
@@ -74,13 +78,18 @@ def run_members(
         for outcome in store.arrange(specs):
             done(outcome)
         missing = [spec for spec in specs if spec.id not in outcomes]
-        concurrent = concurrent_members(settings, len(missing))
-        if missing and concurrent:
-            from galray.ensemble.trials import run_trials
+        sizes = {spec.id: (workers or {}).get(spec.family, 1) for spec in missing}
+        for size in sorted(set(sizes.values())):
+            part = [spec for spec in missing if sizes[spec.id] == size]
+            concurrent = concurrent_members(settings, len(part), size)
+            if concurrent:
+                from galray.ensemble.trials import run_trials
 
-            run_trials(missing, function, store, context or {}, settings, concurrent, done, on_progress)
-        else:
-            for spec in missing:
+                run_trials(
+                    part, function, store, context or {}, settings, concurrent, done, on_progress, size > 1
+                )
+                continue
+            for spec in part:
                 with limit_threads(settings.threads):
                     outcome = execute(function, spec, store.place, context or {})
                 done(outcome)
@@ -96,8 +105,14 @@ def run_members(
     return result
 
 
-def concurrent_members(settings: EnsembleSettings, num_members: int) -> int:
-    """Say how many members run at a time on the cluster; 0 for one by one in this process."""
+def concurrent_members(settings: EnsembleSettings, num_members: int, workers: int = 1) -> int:
+    """Say how many members run at a time on the cluster; 0 for one by one in this process.
+
+    Arguments:
+        settings: Resources of a member.
+        num_members: How many there are.
+        workers: Ray Train workers that each starts, of one CPU and on one GPU where there are GPUs.
+    """
     if settings.concurrent == 0 or not is_connected() or not num_members:
         return 0
     import ray
@@ -107,6 +122,17 @@ def concurrent_members(settings: EnsembleSettings, num_members: int) -> int:
             "an ensemble cannot be driven through a Ray Client address (ray://)",
             "run galray on the cluster: submit it as a job, or use the head node's host:6379 address",
         )
+    if workers > 1:
+        have = resources()
+        slots = have.num_cpus / workers
+        if have.num_gpus >= workers:
+            slots = min(slots, have.num_gpus / workers)
+        if slots < 1:
+            raise GalrayError(
+                f"a member trains on {workers} workers, the Ray cluster has {have.num_cpus:g} CPUs",
+                f"set training.*.workers = {max(int(have.num_cpus), 1)} or fewer, or join a larger cluster",
+            )
+        return min(int(slots + 1e-6), num_members, settings.concurrent or num_members)
     have = require(settings.cpus_per_member, settings.gpus_per_member, what="a member of the ensemble")
     slots = have.num_cpus / settings.cpus_per_member
     if settings.gpus_per_member:

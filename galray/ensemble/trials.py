@@ -133,6 +133,7 @@ def run_trials(
     concurrent: int,
     on_outcome: Callable[[MemberOutcome], None],
     on_progress: Callable[[MemberSpec, float, str], None] | None = None,
+    groups: bool = False,
 ) -> None:
     """Run members through Ray Tune on the connected cluster.
 
@@ -145,6 +146,7 @@ def run_trials(
         concurrent: Members at the same time.
         on_outcome: Called in this process for every member that ended.
         on_progress: Called in this process with (member, fraction, note) about once a second.
+        groups: The members start Ray Train workers of their own, which hold the CPUs and GPUs.
     """
     scratch = store.folder.parent / "ensemble" / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -172,10 +174,12 @@ def run_trials(
         "context": dict(context),
         "threads": settings.threads,
     }
-    trainable = tune.with_resources(
-        tune.with_parameters(MemberTrial, shared=shared),
-        {"cpu": settings.cpus_per_member, "gpu": settings.gpus_per_member},
-    )
+    held: Any = {"cpu": settings.cpus_per_member, "gpu": settings.gpus_per_member}
+    if groups:
+        # A trial that held even part of a CPU would keep the last worker of its own group from it, for ever;
+        # Tune asks for something, and a byte of memory stands in nobody's way.
+        held = tune.PlacementGroupFactory([{"memory": 1}])
+    trainable = tune.with_resources(tune.with_parameters(MemberTrial, shared=shared), held)
     with silence():
         tuner = tune.Tuner(
             trainable,

@@ -238,7 +238,7 @@ def _run(
     if sample is not None:
         for line in extrapolate(result, sample):
             typer.echo(line)
-    typer.echo(f"report: {result.folder / 'report.html'}")
+    typer.echo(f"report: {result.location}/report.html")
 
 
 def _format_warning(

@@ -297,6 +297,8 @@ class Run:
         place = open_place(folder, storage)
         place.pull(*(f"{name}*" for name in KEPT))
         self.folder = place.folder.resolve()
+        self.location = place.location
+        """Its directory or URL."""
         self._shards = place.below("shards")
         if not (self.folder / "config.toml").is_file():
             raise GalrayError(

@@ -77,7 +77,6 @@ def test_a_member_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch) -> 
 
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
     second = Mirror("s3://galray/members", s3_storage)
-    second.pull()
     (outcome,) = run_members(specs[:1], spoilt, second)
     assert outcome.result == {"begun_at": 1}
     assert {name.split("/")[0] for name in place.sizes()} == {"000"}

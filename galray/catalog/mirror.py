@@ -83,8 +83,17 @@ class Place:
         return Place(self.folder / name)
 
     def file(self, name: str) -> os.PathLike[str]:
-        """A file in it; one at a URL is brought to the node that opens it."""
-        return self.folder / name
+        """A file in it; one at a URL is brought to the node that opens it.
+
+        Raises:
+            GalrayError: The name, as one in a manifest from elsewhere, leads out of the folder.
+        """
+        path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise GalrayError(
+                f"{self.location}: '{name}' leads out of it", "take a store whose files are its own"
+            )
+        return path
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Its files, or those below a folder in it, by name, with their bytes."""
@@ -181,7 +190,10 @@ class Mirror(Place):
             return {
                 name.removeprefix(root): int(info.get("size") or 0)
                 for name, info in found.items()
-                if info["type"] == "file" and name.startswith(root) and not name.endswith("/")
+                # Keys are any text: one that would leave the folder is nobody's file.
+                if info["type"] == "file"
+                and name.startswith(root)
+                and not {"", ".", ".."} & {*name.split("/")}
             }
 
         return self._patiently(look, "listed")

@@ -17,6 +17,7 @@ import polars as pl
 from galray.catalog.astrometry import draw_observables, galactocentric, shift_states
 from galray.catalog.columns import CORRELATIONS, ERRORS, OBSERVABLES, STATE
 from galray.catalog.distances import EdsdPosterior, quantile_draws
+from galray.catalog.manifest_form import require_form
 from galray.catalog.mirror import Mirror, Place, open_place
 from galray.catalog.rvs_selection import RVSelection
 from galray.catalog.storage import StorageSettings
@@ -89,13 +90,14 @@ class ShardStore:
         self.path = self._place.folder
         try:
             self.manifest: dict[str, Any] = json.loads(self._read_manifest())
+            require_form(self.manifest)
             self._entries: list[dict[str, Any]] = self.manifest["shards"]
         except FileNotFoundError:
             raise GalrayError(
                 f"{self.location}: not a finished shard store: no {MANIFEST}",
                 "run the ingest (again) to its end",
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise GalrayError(
                 f"{self.location}/{MANIFEST}: cannot be read: {error}", "ingest the catalogue again"
             ) from None
@@ -383,7 +385,7 @@ class ShardStore:
         """
         self.fetch("shard-*.parquet", "selection/*")
         for entry in self._entries:
-            path = self.path / entry["file"]
+            path = Path(self.file(entry["file"]))
             if not path.is_file():
                 raise GalrayError(f"{path}: the shard is gone", "ingest the catalogue again")
             if file_hash(path) != entry["sha256"]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from galray.catalog.selection import splitmix64
 from galray.catalog.shards import MANIFEST, ShardStore, store_hash
+from galray.errors import GalrayError
 from galray.provenance import file_hash
 
 __all__ = ["Verification", "verify"]
@@ -63,11 +64,11 @@ def verify(store: ShardStore | Path | str, *, checksums: bool = True) -> Verific
     store = store if isinstance(store, ShardStore) else ShardStore(store)
     store.fetch()
     problems, notes = _account(store), []
-    shards = _files(store.path, store.manifest["shards"], checksums, _shard_check(store))
+    shards = _files(store, "", store.manifest["shards"], checksums, _shard_check(store))
     problems += shards
     tiles = tile_entries(store)
     if tiles:
-        problems += _files(store.path / "sky", tiles, checksums, None)
+        problems += _files(store, "sky/", tiles, checksums, None)
         problems += _tile_rows(store, tiles)
     listed = {entry["file"] for entry in store.manifest["shards"]}
     for path in sorted(store.path.glob("shard-*")):
@@ -115,13 +116,16 @@ def _account(store: ShardStore) -> list[str]:
     return problems
 
 
-def _files(folder: Path, entries: Sequence[Mapping[str, Any]], checksums: bool, check: Any) -> list[str]:
+def _files(
+    store: ShardStore, folder: str, entries: Sequence[Mapping[str, Any]], checksums: bool, check: Any
+) -> list[str]:
     """The faults of files that the manifest lists; hashing and reading let threads work side by side."""
 
     def look(numbered: tuple[int, Mapping[str, Any]]) -> list[str]:
         number, entry = numbered
-        path = folder / entry["file"]
+        path = store.path / folder / entry["file"]
         try:
+            path = Path(store.file(folder + entry["file"]))
             if not path.is_file():
                 return [f"{path}: the file is gone"]
             if (size := path.stat().st_size) != entry["bytes"]:
@@ -134,6 +138,8 @@ def _files(folder: Path, entries: Sequence[Mapping[str, Any]], checksums: bool, 
             if rows != entry["rows"]:
                 return [f"{path}: {rows:,} rows, the manifest says {entry['rows']:,}"]
             return check(number, path, checksums) if check is not None else []
+        except GalrayError as error:
+            return [error.what]
         except (OSError, pa.ArrowInvalid, pl.exceptions.PolarsError) as error:
             text = (str(error).splitlines() or [type(error).__name__])[0]
             return [f"{path}: cannot be read: {text}"]

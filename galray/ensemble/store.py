@@ -136,6 +136,7 @@ class MemberStore:
             raise ValueError("two members of the design have the same content hash")
         if len({spec.index for spec in specs}) != len(specs):
             raise ValueError("two members of the design have the same index")
+        self.place.pull()
         stale = self.folder / ".stale"
         # Everything in the wrong place goes to .stale first: two members may have to change places.
         for entry in sorted(self.folder.iterdir()):

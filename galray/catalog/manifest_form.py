@@ -1,0 +1,94 @@
+"""The form of a store's manifest: what a file from elsewhere must be before anything in it is believed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from galray.frame import GalacticFrame
+
+__all__ = ["require_form"]
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.=+-]+(/[A-Za-z0-9_.=+-]+)*$", max_length=300)]
+"""A relative name; one that leaves the store by ``..`` or a link is refused where it is opened."""
+
+Count = Annotated[int, Field(ge=0)]
+Triple = tuple[float, float, float]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class _File(_Form):
+    file: FileName
+    rows: Count
+    bytes: Count
+    sha256: str
+
+
+class _Column(_Form):
+    dtype: str
+
+
+class _Ball(_Form):
+    center_kpc: Triple
+    radius_kpc: float = Field(gt=0)
+
+
+class _Bad(_Form):
+    path: str
+    reason: str
+
+
+class _Tiles(_Form):
+    files: list[_File]
+
+
+class _Manifest(_Form):
+    """Keys that are read from a manifest, with their types; others are kept as they are."""
+
+    kind: Literal["6d", "no_rv"]
+    source: Literal["gaia", "states"]
+    num_rows: Count
+    shards: list[_File]
+    columns: dict[str, _Column]
+    account: dict[str, int]
+    hash: str
+    frame: GalacticFrame
+    settings: dict[str, Any]
+    ball: _Ball | None = None
+    cuts: dict[str, str] = {}
+    created: str = ""
+    distance: str = "inverse_parallax"
+    inputs: list[dict[str, Any]] = []
+    quarantined: list[_Bad] = []
+    seed: int = 0
+    selection: dict[FileName, str] | None = None
+    tiles: _Tiles | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> _Manifest:
+        if not abs(self.frame.sun_height_kpc) < self.frame.sun_galcen_distance_kpc:
+            raise ValueError("frame: the Sun is higher above the plane than far from the centre")
+        if not self.shards:
+            raise ValueError("shards: there is none")
+        return self
+
+
+def require_form(manifest: Any) -> None:
+    """Refuse what is no manifest.
+
+    Arguments:
+        manifest: What a file of that name holds.
+
+    Raises:
+        ValueError: A key is absent or of another type; it is named.
+    """
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None

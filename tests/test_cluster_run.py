@@ -1,0 +1,179 @@
+"""Runs through a cluster of nodes without a shared disk: the whole chain, and what clouds do to it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+import galray
+from galray.catalog.mirror import SCRATCH, Mirror
+from galray.catalog.storage import StorageSettings
+from tests.chain_config import write_config
+from tests.mlflow_server import KEYS
+from tests.ray_nodes import Nodes, ray_nodes
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are read from /proc"),
+]
+
+BUCKET = "galray"
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with ray_nodes(tmp_path_factory.mktemp("nodes")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def storage(mlflow_server) -> StorageSettings:
+    mlflow_server.s3().create_bucket(Bucket=BUCKET)
+    return StorageSettings(endpoint=mlflow_server.s3_endpoint, region="us-east-1")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process as a node of its own, with the bucket's keys."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "here"))
+    return tmp_path
+
+
+def overrides(storage: StorageSettings, tracking: str = "") -> list[str]:
+    """Where the run lives, as a user writes it."""
+    pairs = [f"output=s3://{BUCKET}/runs", f"catalog.storage.endpoint={storage.endpoint}"]
+    pairs += ["catalog.storage.region=us-east-1"]
+    pairs += [f"tracking.uri={tracking}"] if tracking else ["tracking.enabled=false"]
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+def wait_for(condition, patience: float = 240.0) -> None:
+    until = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.3)
+
+
+def finished(place: Mirror) -> set[str]:
+    return {name for name in place.sizes("members") if name.endswith("/result.json")}
+
+
+def test_submitted_run_gives_what_the_local_one_gives(
+    nodes: Nodes, storage: StorageSettings, mlflow_server, here: Path
+) -> None:
+    config, where = write_config(here), overrides(storage, mlflow_server.uri)
+    at = ("--address", nodes.address)
+    stranger = nodes.galray("jobs", "list", *at, RAY_AUTH_TOKEN_PATH="", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    assert stranger.returncode == 2
+    assert "wants another token" in stranger.stderr
+
+    started = nodes.galray("submit", config, *where, *at)
+    assert started.returncode == 0, started.stderr
+    job = started.stdout.strip()
+    twice = nodes.galray("submit", config, *where, *at)
+    assert twice.returncode == 2
+    assert f"job {job} is" in twice.stderr
+    followed = nodes.galray("jobs", "logs", job, "--follow", *at)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert "report:" in followed.stdout
+    assert nodes.galray("jobs", "status", job, *at).stdout.startswith("SUCCEEDED")
+
+    # The same again finds everything done; a configuration that cannot run ends with its code.
+    again = nodes.submit(config, *where)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith(f"{job}-2")
+    assert "unchanged, skipped" in again.stdout
+    broken = nodes.submit(config, *where, "--set", "name=broken", "--stage", "tune")
+    assert broken.returncode == 2, broken.stdout
+    listed = nodes.galray("jobs", "list", *at).stdout
+    assert (listed.count("SUCCEEDED"), listed.count("FAILED")) == (2, 1)
+
+    # No node had more than its own copy, and the head none of the stars.
+    assert not list((nodes.folder / "head").rglob("piece-*.arrow"))
+    worked = [name for name in ("node1", "node2") if list((nodes.folder / name).rglob("shard-*.parquet"))]
+    assert worked
+
+    mine = galray.load_run(f"s3://{BUCKET}/runs/tiny", storage)
+    theirs = galray.run(
+        config, quiet=True, output=str(here / "local"), tracking__enabled=False, cluster__enabled=False
+    )
+    assert mine.catalog.hash == theirs.catalog.hash
+    for member in ("000", "001"):
+        a, b = (
+            load_file(run.folder / "members" / member / "evaluation.safetensors") for run in (mine, theirs)
+        )
+        scale = abs(b["acceleration"]).max()
+        assert abs(a["acceleration"] - b["acceleration"]).max() < 1e-4 * scale
+    assert abs(mine.headline["value"] - theirs.headline["value"]) < 1e-3 * abs(theirs.headline["error"])
+
+    # What is secret stands nowhere: not in the run, its logs, MLflow or the report.
+    s3 = mlflow_server.s3()
+    written = [followed.stdout, again.stdout, nodes.galray("config", "show", config).stdout]
+    written += [
+        path.read_bytes() for path in nodes.folder.rglob("*") if path.is_file() and path.name != "token"
+    ]
+    for bucket in (BUCKET, "mlflow"):
+        for item in s3.list_objects_v2(Bucket=bucket)["Contents"]:
+            written.append(s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read())
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow_server.uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    written += [str(run.to_dictionary()) for run in runs]
+    assert len(written) > 50
+    for name, secret in nodes.secrets.items():
+        for text in written:
+            content = text if isinstance(text, bytes) else text.encode()
+            assert secret.encode() not in content, f"{name} stands in {content[:200]!r}"
+
+    from galray.tracking.reading import list_runs
+
+    (record,) = [run for run in list_runs(mlflow_server.uri) if run.name == "tiny"]
+    assert record.status == "FINISHED"
+    assert record.members == {"FINISHED": 2}
+    keys = [o["Key"] for o in mlflow_server.s3().list_objects_v2(Bucket="mlflow")["Contents"]]
+    assert any(key.endswith("artifacts/report.html") for key in keys)
+
+
+def test_a_node_lost_in_the_ensemble_and_a_second_run_at_once(
+    nodes: Nodes, storage: StorageSettings, here: Path
+) -> None:
+    """The members of the lost node go on where their last copy was; the run ends complete."""
+    config = write_config(here, name="lost")
+    where = [*overrides(storage), "--set", "training.score.epochs=40", "--set", 'methods=["score"]']
+    place = Mirror(f"s3://{BUCKET}/runs/lost", storage)
+    job = nodes.start_galray("submit", config, *where, "--address", nodes.address, "--follow")
+    wait_for(lambda: any(name.endswith("spec.json") for name in place.sizes("members")) or job.poll())
+    second = nodes.galray("run", config, *where, "--set", "cluster.enabled=false")
+    assert second.returncode == 2, second.stdout
+    assert f"{place.url}: process" in second.stderr
+    assert "works here" in second.stderr
+    assert not finished(place), "the node goes away in mid-training"
+    nodes.kill("node1")
+    out, _ = job.communicate()
+    nodes.add("node3")
+    assert job.returncode == 0, out
+    assert len(finished(place)) == 2
+    assert galray.load_run(place.url, storage).headline["value"] is not None
+
+
+def test_a_cluster_that_was_restarted_goes_on(storage: StorageSettings, here: Path, tmp_path_factory) -> None:
+    """Head and workers are gone between two submissions: what the first one did is not done again."""
+    config = write_config(here, name="restarted", num_stars=6000)
+    where = [*overrides(storage), "--set", 'methods=["score"]', "--set", "ensemble.score.seeds=1"]
+    with ray_nodes(tmp_path_factory.mktemp("first"), workers=1) as first:
+        ended = first.submit(config, *where, "--stage", "ensemble")
+        assert ended.returncode == 0, ended.stdout
+    with ray_nodes(tmp_path_factory.mktemp("second"), workers=1) as second:
+        again = second.submit(config, *where)
+        assert again.returncode == 0, again.stdout
+        assert again.stdout.count("unchanged, skipped") >= 2  # mock and measure
+        assert not list((second.folder / "node1").rglob("curve.json")), "no member was trained again"
+    assert (galray.load_run(f"s3://{BUCKET}/runs/restarted", storage).folder / "report.html").is_file()

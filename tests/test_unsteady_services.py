@@ -1,0 +1,143 @@
+"""Stores that refuse, servers that go away, disks that are full, nodes that are slow: how members end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from galray.catalog import CatalogSettings, ingest
+from galray.catalog.mirror import SCRATCH, Mirror
+from galray.catalog.storage import StorageSettings
+from galray.ensemble import EnsembleSettings, MemberSpec, report_progress, run_members
+from galray.ensemble import store as member_files
+from galray.tracking import Tracker, TrackingSettings
+from tests.catalog_stars import stars
+from tests.unsteady import Doorway, unsteady_s3
+
+SPECS = [MemberSpec(i, "score", seed=i, context_hash="x") for i in range(4)]
+
+
+def busy(spec: dict, folder: str, context: dict) -> dict:
+    """A member that writes files, and says how far it is."""
+    for part in range(3):
+        (Path(folder) / f"{part}.bin").write_bytes(os.urandom(20_000))
+        report_progress(folder, part / 3, "busy")
+    return {"seed": spec["seed"]}
+
+
+@pytest.mark.cluster
+def test_a_store_that_refuses_one_request_in_five(tmp_path, monkeypatch) -> None:
+    """Outcome: complete, the same stars as without refusals, all members finished."""
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "scratch"))
+    monkeypatch.setattr("galray.catalog.mirror.PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(member_files, "_SEND_SECONDS", 0.0)
+    for number in range(2):
+        stars(200, seed=number).write_parquet(tmp_path / f"{number}.parquet")
+    with unsteady_s3(every=5) as (address, counts):
+        storage = StorageSettings(endpoint=address, region="us-east-1")
+        settings = CatalogSettings(
+            files=(str(tmp_path / "*.parquet"),), num_shards=2, views=("shards",), storage=storage
+        )
+        there = ingest(settings, "s3://galray/store")
+        assert there.hash == ingest(settings, tmp_path / "here").hash
+        outcomes = run_members(SPECS[:2], busy, Mirror("s3://galray/members", storage))
+        assert [outcome.status for outcome in outcomes] == ["finished"] * 2
+        assert counts[1] >= 10
+        assert 4.5 < counts[0] / counts[1] < 5.5
+
+
+def test_a_store_that_refuses_everything_is_named(tmp_path, monkeypatch) -> None:
+    """Outcome: failed, with the URL, the store's word and what to do."""
+    from galray.errors import GalrayError
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("galray.catalog.mirror.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("galray.catalog.mirror.ATTEMPTS", 2)
+    with unsteady_s3(every=5) as (address, counts):
+        counts.append(0)
+    with pytest.raises(GalrayError, match="s3://galray/gone: cannot be") as caught:
+        Mirror("s3://galray/gone", StorageSettings(endpoint=address, region="us-east-1")).read("x")
+    assert "run again: it goes on" in caught.value.remedy
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_node_whose_disk_is_full(full_disk, tmp_path, s3_storage, monkeypatch) -> None:
+    """Outcome: the members say why they failed; with space they go on, and what was finished stays."""
+    from galray.errors import GalrayError
+
+    done = run_members(SPECS[:1], busy, Mirror("s3://galray/full", s3_storage))
+    assert done[0].finished
+    monkeypatch.setenv(SCRATCH, str(full_disk))
+    (full_disk / "ballast").write_bytes(bytes(1_000_000))
+    with pytest.raises((GalrayError, OSError)) as caught:
+        run_members(SPECS[1:2], busy, Mirror("s3://galray/full", s3_storage))
+    assert "No space left" in str(caught.value)
+    (full_disk / "ballast").unlink()
+    outcomes = run_members(SPECS[:2], busy, Mirror("s3://galray/full", s3_storage))
+    assert [outcome.status for outcome in outcomes] == ["finished"] * 2
+    assert outcomes[0].reused
+
+
+def slow_or_not(spec: dict, folder: str, context: dict) -> dict:
+    time.sleep(context["seconds"] * (10 if spec["index"] == 0 else 1))
+    return {}
+
+
+def test_a_straggler_holds_up_nobody(tmp_path, ray_session) -> None:
+    """Outcome: complete; the others are done while one member takes ten times as long."""
+    ended: list[int] = []
+    specs = [MemberSpec(i, "score", seed=i, context_hash="slow") for i in range(8)]
+    begin = time.monotonic()
+    outcomes = run_members(
+        specs, "tests.test_unsteady_services:slow_or_not", tmp_path / "members", {"seconds": 0.5},
+        EnsembleSettings(), on_done=lambda spec, outcome: ended.append(spec.index),
+    )  # fmt: skip
+    took = time.monotonic() - begin
+    assert all(outcome.finished for outcome in outcomes)
+    assert ended[-1] == 0 or ended.index(0) >= 4, "it did not stand before the others"
+    assert sum(outcome.seconds for outcome in outcomes) > took - 60
+
+
+@pytest.mark.cluster
+def test_mlflow_goes_away_in_mid_run(mlflow_server, tmp_path) -> None:
+    """Outcome: complete, no point lost, no warning: what was said meanwhile is written afterwards."""
+    from mlflow import MlflowClient
+
+    from galray.tracking.journal import Journal, State
+
+    door = Doorway(int(mlflow_server.uri.rpartition(":")[2]))
+    settings = TrackingSettings(uri=f"http://127.0.0.1:{door.port}", experiment="away")
+    with Tracker(settings, tmp_path / "run", "away") as tracker:
+        while not State.load(Journal(tmp_path / "run")).parent:
+            time.sleep(0.2)
+        for step in range(30):
+            if step == 10:
+                door.shut()
+            if step == 20:
+                door.reopen()
+            tracker.metrics({"x": float(step)}, step=step)
+            time.sleep(1.0 if 10 <= step < 20 else 0.02)
+        run_id = tracker.run_id
+    client = MlflowClient(mlflow_server.uri)
+    points = [point.step for point in client.get_metric_history(run_id, "x")]
+    assert sorted(points) == list(range(30))
+    assert client.get_run(run_id).info.status == "FINISHED"

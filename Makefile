@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.galray-installed
 export RAY_AUTH_MODE ?= disabled
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup demo test test-cluster check bench clean
+.PHONY: setup demo test test-cluster check fuzz bench clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,9 @@ check: setup  ## style and types
 	$(BIN)/ruff check galray tests benchmarks
 	$(BIN)/ruff format --check galray tests benchmarks
 	$(BIN)/mypy
+
+fuzz: setup  ## ten thousand broken files
+	$(BIN)/python -m benchmarks.fuzz
 
 bench: setup
 	$(BIN)/python -m benchmarks

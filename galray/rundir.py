@@ -95,7 +95,11 @@ class RunDirectory:
             GalrayError: It belongs to another configuration (and is not to be overwritten), or is no run
                 directory.
         """
-        if self.path.exists() and not self.path.is_dir():
+        try:
+            is_file = self.path.exists() and not self.path.is_dir()
+        except OSError as error:  # the name is too long
+            raise GalrayError(f"{self.place.location}: {error.strerror}", "choose another name") from None
+        if is_file:
             raise GalrayError(f"{self.path}: is a file", "choose another name or output")
         stamp = self.place.read("config_hash")
         if stamp is not None:

@@ -22,7 +22,7 @@ __all__ = ["Nodes", "ray_nodes"]
 
 
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "GALRAY_ARCHIVE_PASSWORD")
-"""Variables of every node that hold something which may be written nowhere; the cluster's token is another."""
+"""Variables of every node whose values may be written nowhere; the cluster's token is another secret."""
 
 
 class Nodes:

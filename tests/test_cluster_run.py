@@ -147,10 +147,11 @@ def test_a_node_lost_in_the_ensemble_and_a_second_run_at_once(
 ) -> None:
     """The members of the lost node go on where their last copy was; the run ends complete."""
     config = write_config(here, name="lost")
-    where = [*overrides(storage), "--set", "training.score.epochs=40", "--set", 'methods=["score"]']
+    where = [*overrides(storage), "--set", "training.score.epochs=500", "--set", 'methods=["score"]']
     place = Mirror(f"s3://{BUCKET}/runs/lost", storage)
     job = nodes.start_galray("submit", config, *where, "--address", nodes.address, "--follow")
-    wait_for(lambda: any(name.endswith("spec.json") for name in place.sizes("members")) or job.poll())
+    lost = nodes.folder / "node1" / "s3" / BUCKET / "runs" / "lost" / "members"
+    wait_for(lambda: list(lost.glob("*.tmp/checkpoint/*")) or job.poll() is not None)
     second = nodes.galray("run", config, *where, "--set", "cluster.enabled=false")
     assert second.returncode == 2, second.stdout
     assert f"{place.url}: process" in second.stderr

@@ -6,19 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from galray.frame import GalacticFrame
-
 __all__ = ["require_form"]
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.=+-]+(/[A-Za-z0-9_.=+-]+)*$", max_length=300)]
 """A relative name; one that leaves the store by ``..`` or a link is refused where it is opened."""
 
 Count = Annotated[int, Field(ge=0)]
-Triple = tuple[float, float, float]
+Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
 
 
 class _File(_Form):
@@ -26,6 +24,18 @@ class _File(_Form):
     rows: Count
     bytes: Count
     sha256: str
+
+
+class _Frame(_Form):
+    """Of `galray.frame.GalacticFrame`; the store's is made of it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    sun_galcen_distance_kpc: float
+    sun_height_kpc: float
+    sun_velocity_km_s: Triple
+    galcen_ra_deg: float
+    galcen_dec_deg: float
+    roll_deg: float
 
 
 class _Column(_Form):
@@ -56,7 +66,7 @@ class _Manifest(_Form):
     columns: dict[str, _Column]
     account: dict[str, int]
     hash: str
-    frame: GalacticFrame
+    frame: _Frame
     settings: dict[str, Any]
     ball: _Ball | None = None
     cuts: dict[str, str] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -119,7 +120,7 @@ def load_model(folder: str | Path) -> Any:
         if any(tensors[name].dtype == torch.float64 != t.dtype for name, t in own.items()):
             model = model.to(torch.float64)
         model.load_state_dict(tensors)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise GalrayError(
             f"{folder} does not hold a readable model: {error}", "name a folder written by galray"
         ) from error

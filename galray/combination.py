@@ -14,6 +14,7 @@ from galray import gravity, steady_state, summary
 from galray.blinding import blinded, hidden_offset, is_blind
 from galray.catalog import ShardStore
 from galray.config import RunConfig
+from galray.dust_products import combine_dust
 from galray.ensemble import Estimate, MemberSpec, MemberStore, combine_family, combine_methods
 from galray.ensemble.fields import member_fields
 from galray.errors import GalrayError
@@ -114,7 +115,8 @@ def combine_run(
     results = folder / "results"
     results.mkdir(exist_ok=True)
     maps = {name: map_values(places, method.evaluations, offset) for name, method in methods.items()}
-    cells = steady_state.residual_cells(residuals)
+    dust, slices = combine_dust(config, folder, store, truth)
+    cells = steady_state.residual_cells(residuals) + slices
     summary.write_tables(results, places, estimates, true, maps, cells)
     halo = fit_haloes(config.gravity.halo, places, kernel, estimates, true)
     write_halo(results, halo)
@@ -142,6 +144,7 @@ def combine_run(
         "disturbances": disturbances,
         "checks": member_checks(config, folder, store, list(specs)),
         "members": members,
+        **({} if dust is None else {"dust": dust}),
         "weights": {}
         if weights is None
         else dict(zip(combined.methods, weights[:, places.index(HEADLINE)].tolist(), strict=True)),

@@ -125,6 +125,11 @@ class RunConfig(Settings):
             raise ValueError("catalog.ball: needed by flow, score and moments; set catalog.ball.radius_kpc")
         if "flow" in self.methods and self.flow.conditional:
             raise ValueError("flow.conditional: the run's accelerations need n(x) too; leave it false")
+        dust = self.gravity.dust
+        if dust is not None and dust.variant == "conditional" and "score" in self.methods:
+            raise ValueError("gravity.dust.variant: 'conditional' needs p(v|x), which a score network lacks")
+        if dust is not None and "moments" in self.methods and self.gravity.moments.selection == "known":
+            raise ValueError("gravity.dust: set gravity.moments.selection = 'shared' for the moments' own ε")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError("methods: each inversion may be named once")
         return self

@@ -22,12 +22,17 @@ from galray.config import RunConfig
 from galray.ensemble import bootstrap_indices, report_progress, split_indices
 from galray.errors import GalrayError
 from galray.gravity import (
+    DustField,
+    EfficiencyMap,
     Kernel,
+    MomentResult,
     Moments,
     MomentsSettings,
     MomentSums,
     SplineField,
+    StarCounts,
     StarErrors,
+    fit_dust,
     fit_potential,
     least_squares,
     save_field,
@@ -55,6 +60,8 @@ __all__ = [
     "places_of",
     "require_stars",
     "run_member",
+    "save_map",
+    "star_counts",
 ]
 
 
@@ -182,6 +189,8 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     weights = None if selection is None else selection.weight_and_gradient(stars[:, :3].double())[0].numpy()
     field = field_of_model(model, stars, config, seed, weights)
     save_field(field, target / "field")
+    if isinstance(field, DustField):
+        save_map(field.efficiency_map(star_counts(store, DUST_CELLS_KPC)), target / "dust.safetensors")
     inverted = time.perf_counter()
 
     kernel = Kernel.from_settings(config.gravity.kernel)
@@ -222,7 +231,9 @@ def least_squares_check(
 
 
 def field_of_model(model: Any, w: Tensor, config: RunConfig, seed: int, weights: Any = None) -> Any:
-    """Φ fitted to the model's score over the stars, weighed or all alike."""
+    """Φ fitted to the model's score over the stars, weighed or all alike; with ε behind dust."""
+    if config.gravity.dust is not None:
+        return fit_dust(model, w, config.gravity.dust, seed=seed % 2**32, weights=weights)
     return fit_potential(model, w, config.gravity.potential, seed=seed % 2**32, weights=weights)
 
 
@@ -248,6 +259,19 @@ def evaluate(field: Any, places: Places, kernel: Kernel, path: Path | None = Non
     return arrays
 
 
+DUST_CELLS_KPC = 0.25
+"""Side of the cells of the maps of ε, where the moments do not say."""
+
+
+def save_map(found: EfficiencyMap, path: Path) -> None:
+    """Write a map of ε: its counts, and per cell ε, n and −2.5 ∂log₁₀ε/∂s."""
+    from safetensors.numpy import save
+
+    arrays = {"efficiency": found.efficiency, "density": found.density, "loss": found.loss_per_kpc()}
+    arrays |= {"counts": found.stars.counts, "volume": found.volume, "cell": np.array([found.stars.cell])}
+    write_atomic(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
 def load_evaluation(path: Path) -> dict[str, np.ndarray]:
     """What `evaluate` wrote.
 
@@ -267,20 +291,40 @@ def load_evaluation(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
+def shard_counts(task: tuple[ShardStore, int, Mapping[str, Any] | None, float, Any]) -> StarCounts:
+    """Stars of one shard in cells; of the store, shard, member that looks, side in kpc, and ball."""
+    store, shard, spec, cell, ball = task
+    return StarCounts.of(seen(store, spec, [shard]).states, ball, cell)
+
+
+def star_counts(
+    store: ShardStore, cell: float, spec: Mapping[str, Any] | None = None, ball: Any = None
+) -> StarCounts:
+    """Stars of a whole store in cells of a side in kpc, shard by shard."""
+    from galray.cluster import stream_shards
+
+    ball = store.ball if ball is None else ball
+    tasks = [(store, i, spec, cell, ball) for i in range(len(store.shards))]
+    first, *others = stream_shards(shard_counts, tasks)
+    return sum(others, first)
+
+
 def shard_sums(
-    task: tuple[ShardStore, int, Mapping[str, Any] | None, dict[str, Any], Any],
+    task: tuple[ShardStore, int, Mapping[str, Any] | None, dict[str, Any], Any, StarCounts | None],
 ) -> list[MomentSums]:
     """Moment sums of one shard, with the stars' weights: one block, or one per patch of sky.
 
     Arguments:
         task: The store, number of the shard, the member that looks at it (None: as measured), the
-            settings of the moments as JSON, and the ball.
+            settings of the moments as JSON, the ball, and the counts whose asymmetry weights undo, or None.
     """
-    store, shard, spec, values, ball = task
+    store, shard, spec, values, ball, counts = task
     settings = MomentsSettings.model_validate(values)
     weights = store.weights([shard])
     stars = seen(store, spec, [shard])
     weights = None if weights is None else weights[stars.index]
+    if counts is not None:
+        weights = counts.weights(stars.states) * (1.0 if weights is None else weights)
     errors = None
     if settings.noise == "deconvolve":
         errors = StarErrors(error_covariances(store, spec, [shard])[stars.index], observer_of(store))
@@ -314,7 +358,10 @@ def moment_blocks(
 
     ball = store.ball if ball is None else ball
     values = settings.model_dump(mode="json")
-    tasks = [(store, i, spec, values, ball) for i in range(len(store.shards))]
+    counts = None
+    if settings.selection_cells_kpc:
+        counts = star_counts(store, settings.selection_cells_kpc, spec, ball)
+    tasks = [(store, i, spec, values, ball, counts) for i in range(len(store.shards))]
     blocks = stream_shards(shard_sums, tasks, progress=progress)
     num = settings.num_patches if settings.jackknife == "sky" else settings.num_blocks
     return fold((block for of_shard in blocks for block in of_shard), num)
@@ -325,7 +372,7 @@ def measure_moments(
     settings: MomentsSettings,
     spec: Mapping[str, Any] | None = None,
     progress: Any = None,
-) -> tuple[SplineField, np.ndarray]:
+) -> tuple[SplineField, np.ndarray, MomentResult]:
     """The weak-form inversion of a whole store: one pass over its shards, one linear solve.
 
     Blocks of shards are those of the jackknife: stars are dealt to shards by a hash, so that the blocks are
@@ -338,6 +385,10 @@ def measure_moments(
         progress: Called with (done, all) after every shard.
 
     Returns:
-        The field, and the coefficients of the leave-one-out solutions, shape (blocks, splines).
+        The field, the coefficients of the leave-one-out solutions, shape (blocks, splines), and all else.
     """
-    return Moments(settings, store.ball).jackknife(moment_blocks(store, settings, spec, progress))
+    moments = Moments(settings, store.ball)
+    blocks = moment_blocks(store, settings, spec, progress)
+    result = moments.result(blocks)
+    field, replicas = moments.jackknife(blocks, result)
+    return field, replicas, result

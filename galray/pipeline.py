@@ -301,6 +301,7 @@ class Pipeline:
                     getattr(config, name).model_dump(mode="json"),
                     getattr(config.training, name).model_dump(mode="json"),
                     config.gravity.potential.model_dump(mode="json"),
+                    *([config.gravity.dust.model_dump(mode="json")] if config.gravity.dust else []),
                 ]
             )
             for name in ("flow", "score")
@@ -395,8 +396,8 @@ class Pipeline:
             )
 
     def _make_moments(self, store: ShardStore, specs: list[MemberSpec]) -> Callable[[Advance], Any]:
-        from galray.gravity import Kernel, save_field
-        from galray.measurement import evaluate, measure_moments, places_of
+        from galray.gravity import Kernel, efficiency_map, save_field
+        from galray.measurement import evaluate, measure_moments, places_of, save_map, star_counts
         from galray.member_stars import member_config
 
         places = places_of(self.config, store)
@@ -415,12 +416,16 @@ class Pipeline:
 
                 member = spec.to_dict()
                 settings = member_config(self.config, member).gravity.moments
-                field, replicas = measure_moments(store, settings, member, progress)
+                field, replicas, found = measure_moments(store, settings, member, progress)
                 evaluate(field, places, kernel, target / f"{spec.slug}.safetensors")
                 if spec.varied != "base":
                     save_field(field, target / spec.slug)
                 if spec.varied == "base":
                     save_field(field, target / "field")
+                    if settings.selection_cells_kpc:
+                        counts = star_counts(store, settings.selection_cells_kpc)
+                        seen = efficiency_map(counts, found.selections["shared"].log_efficiency)
+                        save_map(seen, target / "dust.safetensors")
                     outcome = {k: float(v) for k, v in field.statistics.items()}
                     for i, replica in enumerate(replicas):
                         evaluate(

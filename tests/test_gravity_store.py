@@ -84,11 +84,11 @@ def test_ray_and_one_process_give_the_same_sums(stores, ray_session):
     assert len(spread) == 3
     from galray.measurement import shard_sums
 
-    tasks = [(stores[0], i, None, settings.model_dump(mode="json"), stores[0].ball) for i in range(4)]
+    tasks = [(stores[0], i, None, settings.model_dump(mode="json"), stores[0].ball, None) for i in range(4)]
     alone = [shard_sums(task)[0] for task in tasks]
     np.testing.assert_array_equal(spread[0].matrix, alone[0].matrix + alone[3].matrix)
     np.testing.assert_array_equal(spread[0].scatter, sum(one.scatter for one in alone))
-    field, replicas = measure_moments(stores[0], settings)
+    field, replicas, _ = measure_moments(stores[0], settings)
     assert replicas.shape == (3, field.basis.size)
 
 
@@ -96,7 +96,7 @@ def test_jackknife_over_the_sky(stores):
     settings = MomentsSettings(
         num_potential_splines=(5, 7), num_test_splines=(6, 9), jackknife="sky", num_patches=8
     )
-    field, replicas = measure_moments(stores[0], settings)
+    field, replicas, _ = measure_moments(stores[0], settings)
     assert replicas.shape == (8, field.basis.size)
     assert field.statistics["num_stars"] == stores[0].num_rows
 

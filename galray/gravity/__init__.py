@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from galray.gravity.settings import (
     BaryonSettings,
+    DustSettings,
     GravitySettings,
     HaloSettings,
     KernelSettings,
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from galray.gravity.baryons import Baryons, build
     from galray.gravity.boltzmann import LeastSquaresField, least_squares
     from galray.gravity.consistency import ahead_and_behind, curl_and_divergence, solar_acceleration
+    from galray.gravity.degeneracy import Identifiability, identifiability
     from galray.gravity.disturbance import disturbance_error
+    from galray.gravity.dust import DustField, Efficiency, fit_dust
+    from galray.gravity.dust_maps import EfficiencyMap, StarCounts, efficiency_map, sky_map
     from galray.gravity.equilibrium import (
         Agreement,
         Verdict,
@@ -60,6 +64,8 @@ _HOMES = {
     "boltzmann": ("LeastSquaresField", "least_squares"),
     "consistency": ("ahead_and_behind", "curl_and_divergence", "solar_acceleration"),
     "disturbance": ("disturbance_error",),
+    "dust": ("DustField", "Efficiency", "fit_dust"),
+    "dust_maps": ("EfficiencyMap", "StarCounts", "efficiency_map", "sky_map"),
     "equilibrium": (
         "Agreement",
         "Verdict",
@@ -70,6 +76,7 @@ _HOMES = {
         "verdict",
     ),
     "exports": ("to_agama", "to_gala", "to_galpy"),
+    "degeneracy": ("Identifiability", "identifiability"),
     "halo": (
         "AveragingPoints",
         "averaging_points",
@@ -102,10 +109,15 @@ __all__ = [
     "Baryons",
     "CorotatingModel",
     "Degeneracy",
+    "DustField",
+    "DustSettings",
+    "Efficiency",
+    "EfficiencyMap",
     "GravitySettings",
     "HaloFit",
     "HaloPosterior",
     "HaloSettings",
+    "Identifiability",
     "Kernel",
     "KernelSettings",
     "LeastSquaresField",
@@ -126,6 +138,7 @@ __all__ = [
     "RotatingFrame",
     "RotatingSettings",
     "SplineField",
+    "StarCounts",
     "StarErrors",
     "StellarTest",
     "Verdict",
@@ -139,15 +152,19 @@ __all__ = [
     "circular_velocity",
     "curl_and_divergence",
     "disturbance_error",
+    "efficiency_map",
+    "fit_dust",
     "fit_potential",
     "fit_profile",
     "fit_rotating_frame",
     "fit_spline_to_accelerations",
+    "identifiability",
     "least_squares",
     "load_field",
     "noise_corrected",
     "north_south",
     "save_field",
+    "sky_map",
     "smooth",
     "smoothed_density",
     "solar_acceleration",

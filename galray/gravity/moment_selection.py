@@ -20,7 +20,7 @@ from galray.gravity.penalised import Solution, Unknowns
 from galray.gravity.region import Region, as_positions
 from galray.gravity.splines import Array, SumBasis, TensorBasis, to_numpy
 
-__all__ = ["Degeneracy", "LogSelection", "degeneracies"]
+__all__ = ["Degeneracy", "LogSelection", "ball_lattice", "degeneracies"]
 
 _CORRELATED = 0.9
 
@@ -120,7 +120,7 @@ def degeneracies(
     cross = linalg.solve_triangular(roots[0], posterior[:split, split:], lower=True)
     cross = linalg.solve_triangular(roots[1], cross.T, lower=True).T
     left, correlation, right = np.linalg.svd(cross, full_matrices=False)
-    x = _inside(region, num_points)
+    x = ball_lattice(region, num_points, 0.8)
     index, gradient = potential.gradient(x)
     theta = solution.parameters[: potential.size]
     typical = np.sqrt(np.mean(np.einsum("njp,np->nj", gradient, theta[index]) ** 2))
@@ -151,11 +151,10 @@ def _root(matrix: Array) -> Array:
     return np.asarray(np.linalg.cholesky(matrix + jitter * np.eye(len(matrix))))
 
 
-def _inside(region: Region, number: int) -> Array:
-    """Positions spread evenly over the inner part of a ball."""
+def ball_lattice(region: Region, number: int, within: float = 1.0) -> Array:
+    """Positions (number, 3) spread evenly over the ball up to a fraction of its radius."""
     i = np.arange(number) + 0.5
-    directions = _lattice(number)
-    return np.array(region.center) + 0.8 * region.radius * np.cbrt(i / number)[:, None] * directions
+    return np.array(region.center) + within * region.radius * np.cbrt(i / number)[:, None] * _lattice(number)
 
 
 def _lattice(number: int) -> Array:

@@ -17,6 +17,7 @@ from galray.gravity.region import Region, as_region
 from galray.gravity.roughness import axial_departure, third_differences
 from galray.gravity.settings import MomentsSettings
 from galray.gravity.splines import Array, SumBasis, TensorBasis, ball_axes
+from galray.gravity.velocity_functions import Family
 from galray.gravity.weak_form import TestFamily, WeakForm
 
 __all__ = ["MomentSystem"]
@@ -36,8 +37,8 @@ class MomentSystem:
         self.settings = settings
         self.region: Region = as_region(ball)
         self.functions = settings.functions
-        potential = self._basis(settings.potential_splines)
-        self.tests = self._basis(settings.test_splines)
+        potential = self._basis(settings.potential_splines, settings.family, settings.concentrations)
+        self.tests = self._basis(settings.test_splines, settings.family, settings.concentrations)
         families = [TestFamily(self.tests, self.functions)]
         self.basis: TensorBasis | SumBasis = potential
         if settings.basis == "Rz+xyz":
@@ -45,9 +46,11 @@ class MomentSystem:
             streaming = ("1",) if settings.pattern_speed == "fit" else ()
             functions = (*streaming, "v_x", "v_y", "v_z")
             families.append(TestFamily(self._departure(settings.departure_tests), functions))
-        self.selection_basis = (
-            None if settings.selection == "known" else self._basis(settings.selection_splines)
-        )
+        self.selection_basis = None
+        if settings.selection != "known":
+            self.selection_basis = self._basis(
+                settings.selection_splines, settings.selection_family, settings.selection_concentrations
+            )
         self.form = WeakForm(
             tuple(families), self.basis, self.selection_basis, self.region, settings.window, self._fixed_speed
         )
@@ -59,12 +62,9 @@ class MomentSystem:
         speed = self.settings.pattern_speed
         return 0.0 if isinstance(speed, str) else speed
 
-    def _basis(self, sizes: tuple[int, ...]) -> TensorBasis:
-        kind = self.settings.family
+    def _basis(self, sizes: tuple[int, ...], kind: Family, concentration: tuple[float, ...]) -> TensorBasis:
         region = self.region
-        return TensorBasis(
-            kind, ball_axes(kind, region.center, region.radius, sizes, self.settings.concentrations)
-        )
+        return TensorBasis(kind, ball_axes(kind, region.center, region.radius, sizes, concentration))
 
     def _departure(self, sizes: tuple[int, ...]) -> TensorBasis:
         across, height = self.settings.concentrations
@@ -144,22 +144,43 @@ class MomentSystem:
 
     def _mass_rows(self, unknowns: Unknowns) -> Array:
         """∇² of the free unknowns at the nodes where ρ ≥ 0 is asked for, (nodes, free)."""
-        center, radius = np.array(self.region.center), self.region.radius
-        main = self.basis.parts[-1]
-        part = 1 / (6 if main.kind == "Rz" else 3)  # of a cell, from node to node
-        steps = [
-            np.interp(np.arange(0, a.cells + part / 2, part), range(a.cells + 1), a.breaks) for a in main.axes
-        ]
-        nodes = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, len(steps))
-        if main.kind == "Rz":
-            across = np.hypot(center[0], center[1])
-            angle = np.arctan2(center[1], center[0]) if across else 0.0
-            nodes = np.stack([nodes[:, 0] * np.cos(angle), nodes[:, 0] * np.sin(angle), nodes[:, 1]], 1)
-        nodes = nodes[((nodes - center) ** 2).sum(1) < radius**2]
+        nodes = self._nodes(self.basis.parts[-1])
         index, local = self.basis.laplacian(nodes)
         rows = np.zeros((len(nodes), unknowns.reduction.shape[0]))
         np.put_along_axis(rows, index, local, 1)
         return rows @ unknowns.reduction
+
+    def _bounds(self, unknowns: Unknowns) -> Array:
+        """Rows over the free unknowns that must not be negative, (rows, free)."""
+        parts = [np.zeros((0, unknowns.reduction.shape[1]))]
+        if self.settings.positive_mass:
+            parts.append(self._mass_rows(unknowns))
+        if self.settings.selection_monotone and self.selection_basis is not None:
+            nodes = self._nodes(self.selection_basis)
+            offset = nodes - np.array(self.region.center)
+            away = offset / np.maximum(np.linalg.norm(offset, axis=1, keepdims=True), 1e-9)
+            index, gradient = self.selection_basis.gradient(nodes)
+            fall = -np.einsum("nj,njp->np", away, gradient)
+            for begin in range(self.basis.size, unknowns.reduction.shape[0], self.selection_basis.size):
+                rows = np.zeros((len(nodes), unknowns.reduction.shape[0]))
+                np.put_along_axis(rows, begin + index, fall, 1)
+                parts.append(rows @ unknowns.reduction)
+        return np.concatenate(parts)
+
+    def _nodes(self, basis: TensorBasis) -> Array:
+        """Positions (n, 3) in the ball where bounds are asked for: several in every cell of a basis."""
+        center, radius = np.array(self.region.center), self.region.radius
+        part = 1 / (6 if basis.kind == "Rz" else 3)  # of a cell, from node to node
+        steps = [
+            np.interp(np.arange(0, a.cells + part / 2, part), range(a.cells + 1), a.breaks)
+            for a in basis.axes
+        ]
+        nodes = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, len(steps))
+        if basis.kind == "Rz":
+            across = np.hypot(center[0], center[1])
+            angle = np.arctan2(center[1], center[0]) if across else 0.0
+            nodes = np.stack([nodes[:, 0] * np.cos(angle), nodes[:, 0] * np.sin(angle), nodes[:, 1]], 1)
+        return nodes[((nodes - center) ** 2).sum(1) < radius**2]
 
     def _total(self, sums: Sequence[MomentSums], name: str) -> tuple[MomentSums, NDArray[np.bool_]]:
         total = add_up(sums)

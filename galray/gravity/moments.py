@@ -71,8 +71,8 @@ class MomentResult:
             f"{numbers['num_stars']:,.0f} stars, chi2 = {numbers['chi2']:.0f} for {freedom:.0f} degrees of "
             "freedom"
         ]
-        if "zero_mass_nodes" in numbers:
-            lines.append(f"the density is held at zero at {numbers['zero_mass_nodes']:.0f} nodes")
+        if "bound_nodes" in numbers:
+            lines.append(f"the solution is held at its bounds at {numbers['bound_nodes']:.0f} nodes")
         if self.pattern_speed is not None:
             lines.append(str(self.pattern_speed))
         if self.degeneracies:
@@ -321,10 +321,11 @@ class Moments(MomentSystem):
             "effective_dof": solution.effective_dof,
             "num_stars": float(stars),
         }
-        if self.settings.positive_mass:
-            free, active = nonnegative(solution.hessian, solution.free, self._mass_rows(unknowns))
+        bounds = self._bounds(unknowns)
+        if len(bounds):
+            free, active = nonnegative(solution.hessian, solution.free, bounds)
             parameters = unknowns.reduction @ free
-            statistics["zero_mass_nodes"] = float(active)
+            statistics["bound_nodes"] = float(active)
         potential = SplineField(
             self.basis,
             self.region,
@@ -386,9 +387,9 @@ class Moments(MomentSystem):
                 pulls[i] += design.T @ e.whitener(vector - matrix @ solution.parameters)
                 pulls[i] += unknowns.reduction.T @ (matrix.T @ weighted)
         free = solution.free - np.linalg.solve(solution.hessian, pulls.T).T
-        if self.settings.positive_mass:
-            rows = self._mass_rows(unknowns)
-            free = np.array([nonnegative(solution.hessian, one, rows)[0] for one in free])
+        bounds = self._bounds(unknowns)
+        if len(bounds):
+            free = np.array([nonnegative(solution.hessian, one, bounds)[0] for one in free])
         replicas = (free @ unknowns.reduction.T)[:, : self.basis.size]
         spread = replicas - replicas.mean(0)
         return result.potential.with_covariance((num - 1) / num * spread.T @ spread), replicas

@@ -55,6 +55,6 @@ def nonnegative(hessian: Array, free: Array, rows: Array) -> tuple[Array, int]:
             break
         step = -residual[:-1] / residual[-1]
     raise GalrayError(
-        "no potential with positive mass everywhere fits the moments",
-        "set gravity.moments.positive_mass = false and look where the density is negative",
+        "no solution within its bounds (positive mass, ε that falls with distance) fits the moments",
+        "set positive_mass and selection_monotone (or monotone) = false, and look where they do not hold",
     )

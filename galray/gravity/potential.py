@@ -34,7 +34,7 @@ from galray.gravity.spline_fit import fit_spline_to_residuals, spline_basis
 from galray.gravity.splines import Array, to_numpy
 from galray.units import G
 
-__all__ = ["PotentialField", "PotentialNetwork", "fit_potential"]
+__all__ = ["PotentialField", "PotentialNetwork", "fit_potential", "negative_mass", "scores_at", "taper"]
 
 
 _FIRST_GAIN = 4.0  # on the first layer: Φ has to bend within a small part of the ball
@@ -198,8 +198,8 @@ def fit_potential(
         )
     region = as_region(ball)
     states = to_numpy(w)
-    scores = _scores_at(model_or_scores, w)
-    second = None if partner is None else _scores_at(partner, w)
+    scores = scores_at(model_or_scores, w)
+    second = None if partner is None else scores_at(partner, w)
     if states.ndim != 2 or states.shape[1] != 6 or scores.shape != states.shape:
         raise GalrayError(
             f"states of shape {states.shape} with scores of shape {scores.shape}", "both must be (n, 6)"
@@ -211,7 +211,7 @@ def fit_potential(
         )
     factor = np.ones(len(states)) if weights is None else to_numpy(weights)
     distance = np.linalg.norm(states[:, :3] - np.array(region.center), axis=1) / region.radius
-    factor = factor * _taper(distance / settings.max_radius)
+    factor = factor * taper(distance / settings.max_radius)
     finite = np.isfinite(scores).all(1) & (True if second is None else np.isfinite(second).all(1))
     keep = (factor > 0) & finite
     if (lost := int(((factor > 0) & ~keep).sum())) > 0.01 * len(states):
@@ -314,7 +314,7 @@ def _train(
             push = (weight[rows] * residual)[:, None] * zs[rows]
             loss = -(push * a).sum(1).mean()
             if settings.positivity > 0:
-                loss = loss + settings.positivity * _negative_mass(network, base, positions[rows[:256]])
+                loss = loss + settings.positivity * negative_mass(network, base, positions[rows[:256]])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 10.0)
@@ -351,7 +351,7 @@ def _train(
     return PotentialField(base, network, curve)
 
 
-def _negative_mass(network: PotentialNetwork, base: SplineField | MassField, x: Tensor) -> Tensor:
+def negative_mass(network: PotentialNetwork, base: SplineField | MassField, x: Tensor) -> Tensor:
     """Mean square of the negative part of 4πGρ, in units of its own typical size."""
     fixed = base.mass_density(x) * (4 * math.pi * G)
     laplacian = _laplacian(network, x.float(), create_graph=True)
@@ -371,14 +371,15 @@ def _laplacian(network: PotentialNetwork, x: Tensor, *, create_graph: bool = Fal
     return torch.stack(parts).sum(0)
 
 
-def _scores_at(model_or_scores: Any, w: Any) -> Array:
-    if not hasattr(model_or_scores, "score"):
+def scores_at(model_or_scores: Any, w: Any, method: str = "score") -> Array:
+    """Scores of a model at states w (n, 6) by one of its methods, or scores as they are given: (n, 6)."""
+    if not hasattr(model_or_scores, method):
         return to_numpy(model_or_scores)
-    states = torch.as_tensor(w).to(torch.float64)
-    return np.concatenate([to_numpy(model_or_scores.score(chunk)) for chunk in states.split(32_768)])
+    states, evaluate = torch.as_tensor(w).to(torch.float64), getattr(model_or_scores, method)
+    return np.concatenate([to_numpy(evaluate(chunk)) for chunk in states.split(32_768)])
 
 
-def _taper(s: Array) -> Array:
+def taper(s: Array) -> Array:
     """1 up to s = 0.9, falling smoothly to 0 at s = 1."""
     u = np.clip((1 - s) / 0.1, 0, 1)
     return u * u * (3 - 2 * u)

@@ -10,6 +10,7 @@ from galray.settings import Settings
 
 __all__ = [
     "BaryonSettings",
+    "DustSettings",
     "GravitySettings",
     "HaloSettings",
     "KernelSettings",
@@ -90,10 +91,19 @@ class MomentsSettings(Settings):
     selection: Literal["known", "shared", "each"] = "known"
     """Solve for the selection efficiency ε(x) too: one of all tracer populations, or one of each. ``known``
     takes it as constant, or as given with the stars."""
+    selection_basis: Literal["", "Rz", "xyz"] = ""
+    """Coordinates of log ε; "" takes those of the velocity functions. Dust has no symmetry of Φ's."""
     num_selection_splines: tuple[int, ...] = ()
-    """Splines of log ε along each coordinate; () takes (6, 9) for Rz and Rz+xyz, and (5, 5, 7) for xyz."""
+    """Splines of log ε along each coordinate; () takes (6, 9) in (R, z) and (5, 5, 7) in (x, y, z)."""
+    selection_concentration: tuple[float, ...] = ()
+    """β per coordinate of the cells of log ε; () takes that of Φ, or (0, 0, 2) in (x, y, z)."""
     selection_amplitude: float = Field(default=2.0, gt=0)
     """Standard deviation of log ε beforehand: what keeps it finite where the stars cannot tell it from Φ."""
+    selection_monotone: bool = False
+    """Let ε nowhere grow with the distance from the centre of the ball, as behind dust."""
+    selection_cells_kpc: float | None = Field(default=None, gt=0)
+    """Side of cells in which stars are counted first: weighed so that the counts are axially symmetric, they
+    leave an ε(R, z) to solve for, and a map of ε in these cells follows. None: stars are not weighed."""
     pattern_speed: float | Literal["fit"] = 0.0
     """Ω about the Galactic centre, in km/s/kpc and positive along Galactic rotation, of the frame in which
     the stars are stationary; ``fit`` measures it, where the stars are not so axially symmetric that it
@@ -110,10 +120,11 @@ class MomentsSettings(Settings):
     @model_validator(mode="after")
     def _sizes(self) -> MomentsSettings:
         plane = 3 if self.basis == "xyz" else 2
+        seen = 3 if self.selection_family == "xyz" else 2
         for name, dimension in (
             ("num_potential_splines", plane),
             ("num_test_splines", plane),
-            ("num_selection_splines", plane),
+            ("num_selection_splines", seen),
             ("num_departure_splines", 3),
             ("num_departure_tests", 3),
         ):
@@ -121,6 +132,7 @@ class MomentsSettings(Settings):
             if sizes and (len(sizes) != dimension or min(sizes) < 4):
                 raise ValueError(f"{name}: the {self.basis} basis takes {dimension} numbers of at least 4")
         _check_concentration(self.concentration, plane)
+        _check_concentration(self.selection_concentration, seen)
         if not isinstance(self.penalty, str) and not self.penalty >= 0:
             raise ValueError("penalty: a strength cannot be negative")
         for name in self.velocity_functions:
@@ -135,6 +147,8 @@ class MomentsSettings(Settings):
                 "pattern_speed: an axially symmetric potential looks the same in every rotating frame; "
                 "set basis = 'xyz' or 'Rz+xyz'"
             )
+        if self.selection_cells_kpc and (self.selection == "known" or self.selection_family != "Rz"):
+            raise ValueError("selection_cells_kpc: goes with selection = 'shared' in (R, z)")
         if self.pattern_speed == "fit" and self.selection != "known":
             raise ValueError("pattern_speed: 'fit' and an unknown selection are not solved for together")
         if self.noise != "ignore" and self.jackknife == "sky":
@@ -151,6 +165,11 @@ class MomentsSettings(Settings):
     def family(self) -> Literal["Rz", "xyz"]:
         """The components of velocity of `functions`."""
         return "xyz" if self.basis == "xyz" else "Rz"
+
+    @property
+    def selection_family(self) -> Literal["Rz", "xyz"]:
+        """The coordinates of log ε, default filled in."""
+        return self.selection_basis or self.family
 
     @property
     def potential_splines(self) -> tuple[int, ...]:
@@ -175,7 +194,14 @@ class MomentsSettings(Settings):
     @property
     def selection_splines(self) -> tuple[int, ...]:
         """The number of splines of log ε along each coordinate, defaults filled in."""
-        return self.num_selection_splines or ((5, 5, 7) if self.basis == "xyz" else (6, 9))
+        return self.num_selection_splines or ((5, 5, 7) if self.selection_family == "xyz" else (6, 9))
+
+    @property
+    def selection_concentrations(self) -> tuple[float, ...]:
+        """The concentration of log ε along each coordinate, defaults filled in."""
+        if self.selection_concentration:
+            return self.selection_concentration
+        return (0.0, 0.0, 2.0) if self.selection_family == "xyz" else self.concentrations
 
     @property
     def concentrations(self) -> tuple[float, ...]:
@@ -276,6 +302,83 @@ class PotentialSettings(Settings):
         return self.concentration or ((0.0, 2.0) if self.base == "Rz" else (0.0, 0.0, 2.0))
 
 
+class DustSettings(Settings):
+    """A potential and a selection efficiency ε(x) fitted together to a model of the stars that are seen."""
+
+    variant: Literal["joint", "conditional"] = "joint"
+    """``joint``: from the score of f_obs = ε f, Φ and log ε; ``conditional``: from p(v|x) alone, which ε
+    cannot touch, Φ and the true density n(x), whence ε = n_obs/n."""
+    basis: Literal["spline", "network"] = "network"
+    """``spline`` solves one linear system for both; ``network`` adds networks that learn what it misses."""
+    potential_basis: Literal["Rz", "xyz"] = "Rz"
+    """Coordinates of the splines of Φ; networks on top know all three."""
+    num_potential_splines: tuple[int, ...] = ()
+    """Splines of Φ along each coordinate; () takes (8, 15) or (7, 7, 9)."""
+    selection_basis: Literal["Rz", "xyz"] = "xyz"
+    """Coordinates of the splines of log ε (joint) or of log n (conditional)."""
+    num_selection_splines: tuple[int, ...] = ()
+    """Splines of log ε or log n along each coordinate; () takes (6, 9) or (5, 5, 7)."""
+    concentration: tuple[float, ...] = ()
+    """β per coordinate of the cells of Φ, as in the moments."""
+    selection_concentration: tuple[float, ...] = ()
+    """β per coordinate of the cells of log ε or log n."""
+    penalty: float | Literal["cv", "evidence"] = "cv"
+    """Strength of the third-difference penalty on both, or how to choose it: the smoothness of Φ and ε."""
+    selection_amplitude: float = Field(default=3.0, gt=0)
+    """Standard deviation of log ε (or log n) beforehand: a prior whose pull is told by exchanging it."""
+    positive_mass: bool = False
+    """Hold ρ ≥ 0 at the nodes of a grid (spline), and press the networks towards it."""
+    monotone: bool = False
+    """Let ε nowhere grow with the distance from the Sun (joint only)."""
+    convention: Literal["maximum", "sun"] = "maximum"
+    """ε is known up to a factor: 1 at its maximum, or at the centre of the ball, the Sun; never above 1."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of both networks."""
+    epochs: int = Field(default=6, ge=1)
+    """Passes over the stars."""
+    batch_size: int = Field(default=2048, ge=16)
+    """Stars per step."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Adam's largest step; it falls to zero along a cosine."""
+    max_stars: int = Field(default=150_000, ge=100)
+    """Stars used at most (a random part of a larger catalogue)."""
+    max_radius: float = Field(default=0.95, gt=0, le=1)
+    """Stars fade out towards this fraction of the ball's radius, where models are worst."""
+    min_efficiency: float = Field(default=0.01, gt=0, lt=1)
+    """Below it stars say nothing of ε: its lower bound."""
+    max_bound_fraction: float = Field(default=0.2, gt=0, le=1)
+    """A fit with ε at its bounds in more than this fraction of the volume is refused."""
+    sky_distance_kpc: float = Field(default=3.25, gt=0)
+    """Distance of the shell of which a run draws the sky, before and after the correction."""
+    max_degeneracy: float = Field(default=0.5, gt=0)
+    """A tracer is refused as isothermal within the noise when a direction in which Φ and log ε cannot be told
+    apart leaves the acceleration uncertain by more than this fraction."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DustSettings:
+        if self.variant == "conditional" and self.monotone:
+            raise ValueError("monotone: only ε falls with distance, and 'conditional' fits n(x)")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError("hidden: at least one layer of at least one unit")
+        self.splines()
+        return self
+
+    def splines(self) -> MomentsSettings:
+        """The bases, as the moments describe them."""
+        return MomentsSettings(
+            basis=self.potential_basis,
+            num_potential_splines=self.num_potential_splines,
+            concentration=self.concentration,
+            selection="shared",
+            selection_basis=self.selection_basis,
+            num_selection_splines=self.num_selection_splines,
+            selection_concentration=self.selection_concentration,
+            selection_amplitude=self.selection_amplitude,
+            selection_monotone=self.monotone,
+            positive_mass=self.positive_mass,
+        )
+
+
 class RotatingSettings(Settings):
     """The frame in which the stars are steady, when it turns or moves."""
 
@@ -362,6 +465,8 @@ class GravitySettings(Settings):
     moments: MomentsSettings = MomentsSettings()
     potential: PotentialSettings = PotentialSettings()
     least_squares: LeastSquaresSettings = LeastSquaresSettings()
+    dust: DustSettings | None = None
+    """Fit ε(x) with Φ to flows and scores; moments do so where `moments.selection` says so."""
     kernel: KernelSettings = KernelSettings()
     baryons: BaryonSettings = BaryonSettings()
     halo: HaloSettings = HaloSettings()

@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from galray.errors import GalrayError
+from galray.gravity.dust import DustField, LogFunction
 from galray.gravity.exports import Exportable
 from galray.gravity.masses import MassField
+from galray.gravity.moment_selection import LogSelection
 from galray.gravity.potential import PotentialField, PotentialNetwork
 from galray.gravity.region import Region, as_positions
+from galray.gravity.settings import DustSettings
 from galray.gravity.spline_field import SplineField
-from galray.gravity.splines import TensorBasis
+from galray.gravity.splines import TensorBasis, to_numpy
 from galray.potentials import Potential, from_dict
 
 __all__ = ["MeanField", "load_field", "save_field"]
@@ -66,7 +69,8 @@ def save_field(field: Any, path: str | Path) -> None:
     """Write a field to a folder: ``field.json`` and ``field.safetensors``.
 
     Arguments:
-        field: A `SplineField`, `MassField`, `PotentialField`, `MeanField` or analytic `Potential`.
+        field: A `SplineField`, `MassField`, `PotentialField`, `MeanField`, analytic `Potential`, or a
+            `DustField` (a conditional one keeps n(x), not the density seen that ε was divided from).
         path: The folder; made where absent. The JSON is written last.
 
     Raises:
@@ -138,9 +142,27 @@ def _describe(field: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, 
         return {
             "kind": "network",
             "base": _describe(field.base, f"{prefix}base.", tensors),
-            "hidden": [layer.out_features for layer in list(field.network.layers)[:-1]],
-            "scale": field.network.scale,
+            **_shape(field.network),
             "curve": field.curve,
+        }
+    if isinstance(field, LogSelection):
+        for name in ("parameters", "covariance"):
+            tensors[f"{prefix}{name}"] = torch.from_numpy(getattr(field, name))
+        return {
+            "kind": "selection",
+            "basis": field.basis.to_dict(),
+            "region": {"center": field.region.center, "radius": field.region.radius},
+        }
+    if isinstance(field, DustField):
+        network = field.selection.network
+        for name, value in ({} if network is None else network.state_dict()).items():
+            tensors[f"{prefix}network.{name}"] = value
+        return {
+            "kind": "dust",
+            "settings": field.settings.model_dump(mode="json"),
+            "field": _describe(field.field, f"{prefix}field.", tensors),
+            "selection": _describe(field.selection.base, f"{prefix}selection.", tensors),
+            "network": None if network is None else _shape(network),
         }
     if isinstance(field, MeanField):
         return {
@@ -154,15 +176,31 @@ def _describe(field: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, 
     )
 
 
+def _shape(network: PotentialNetwork) -> dict[str, Any]:
+    hidden = [layer.out_features for layer in list(network.layers)[:-1]]
+    return {"hidden": hidden, "scale": network.scale}
+
+
+def _network(values: dict[str, Any], region: Region, prefix: str, tensors: dict[str, Tensor]) -> Any:
+    network = PotentialNetwork(region, tuple(values["hidden"]), values["scale"]).double()
+    start = f"{prefix}network."
+    network.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+    return network
+
+
+def _region(values: dict[str, Any]) -> Region:
+    center = values["region"]["center"]
+    return Region((center[0], center[1], center[2]), values["region"]["radius"])
+
+
 def _rebuild(values: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> Any:
     kind = values.get("kind")
     if kind == "potential":
         return from_dict(values["potential"])
     if kind == "spline":
-        center = values["region"]["center"]
         return SplineField(
             TensorBasis.from_dict(values["basis"]),
-            Region((center[0], center[1], center[2]), values["region"]["radius"]),
+            _region(values),
             tensors[f"{prefix}parameters"],
             covariance=tensors[f"{prefix}covariance"],
             posterior=tensors[f"{prefix}posterior"],
@@ -170,18 +208,28 @@ def _rebuild(values: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) ->
             statistics=values["statistics"],
         )
     if kind == "masses":
-        center = values["region"]["center"]
         return MassField(
-            Region((center[0], center[1], center[2]), values["region"]["radius"]),
+            _region(values),
             *(tensors[f"{prefix}{name}"] for name in ("centres", "widths", "masses", "tide")),
             statistics=values["statistics"],
         )
     if kind == "network":
         base = _rebuild(values["base"], f"{prefix}base.", tensors)
-        network = PotentialNetwork(base.region, tuple(values["hidden"]), values["scale"]).double()
-        start = f"{prefix}network."
-        network.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+        network = _network(values, base.region, prefix, tensors)
         return PotentialField(base, network, values["curve"])
+    if kind == "selection":
+        basis = TensorBasis.from_dict(values["basis"])
+        assert isinstance(basis, TensorBasis)
+        given = (to_numpy(tensors[f"{prefix}{name}"]) for name in ("parameters", "covariance"))
+        return LogSelection(basis, _region(values), *given)
+    if kind == "dust":
+        field = _rebuild(values["field"], f"{prefix}field.", tensors)
+        base = _rebuild(values["selection"], f"{prefix}selection.", tensors)
+        network = None
+        if values["network"] is not None:
+            network = _network(values["network"], base.region, prefix, tensors)
+        settings = DustSettings.model_validate(values["settings"])
+        return DustField(field, LogFunction(base, network), settings)
     if kind == "mean":
         parts = [_rebuild(f, f"{prefix}{i}.", tensors) for i, f in enumerate(values["fields"])]
         return MeanField(parts, values["weights"])

@@ -69,6 +69,7 @@ def build(run_dir: Path) -> Path:
             "variant_figure": _variants(run, drawn),
             "profile_figures": list(_profiles(run, drawn)),
             "map_figures": list(_maps(run, drawn)),
+            "dust_figures": list(_dust(run, drawn)),
             "star_figures": list(_stars(run, drawn)),
             "training_figures": list(_training(run, drawn)),
             "row_figure": _rows(run, drawn),
@@ -200,6 +201,21 @@ def _maps(run: RunFolder, drawn: _Figures) -> Iterator[dict[str, str]]:
             yield {"name": name, "title": title.capitalize()}
 
 
+def _dust(run: RunFolder, drawn: _Figures) -> Iterator[str]:
+    from galray.report import dust
+
+    found = run.summary.get("dust")
+    if not isinstance(found, dict):
+        return
+    title = f"Stars on the sky at {found.get('sky_distance_kpc')} kpc, as seen and before the dust"
+    name = drawn.add("dust-sky", title, lambda: dust.sky(run.dust_sky))
+    if name:
+        yield name
+    name = drawn.add("dust-epsilon", "Selection efficiency with distance", lambda: dust.fall(run.dust))
+    if name:
+        yield name
+
+
 def _stars(run: RunFolder, drawn: _Figures) -> Iterator[str]:
     if run.stars is None:
         return
@@ -266,6 +282,7 @@ def _tables(run: RunFolder) -> dict[str, Any]:
         "methods": sections.methods_used(run),
         "table": sections.method_table(run),
         "halo": halo_table(run),
+        "dust": _dictionary(run.summary.get("dust")),
         "budget": sections.budget_rows(run),
         "budget_terms": list(
             dict.fromkeys(
@@ -301,6 +318,7 @@ _SECTIONS = [
         "No profiles: no rows in results/profiles.parquet.",
     ),
     ("maps", "Maps", ("map_figures",), "No maps of the fields: no rows in results/maps.parquet."),
+    ("dust", "Dust", ("dust",), ""),
     (
         "stars",
         "Stars",
@@ -322,9 +340,13 @@ def _outline(context: dict[str, Any]) -> dict[str, Any]:
     for key, name, contents, sentence in _SECTIONS:
         if not contents or any(context[content] for content in contents):
             present.append((key, name))
-        else:
+        elif sentence:
             absent.append(sentence)
     return {"outline": present, "absent": absent}
+
+
+def _dictionary(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _texts(value: Any) -> list[str]:

@@ -41,7 +41,7 @@ class RunFolder:
         config: Text of ``config.toml``; empty when absent.
         provenance: ``provenance.json``; empty when absent.
         truth: ``truth.json``; None for real stars.
-        profiles, maps, stars: Polars data frames of ``results/*.parquet``, or None.
+        profiles, maps, stars, dust, dust_sky: Polars data frames of ``results/*.parquet``, or None.
         curves: Training curves of the members.
         problems: Sentences about files that could not be read.
     """
@@ -54,6 +54,8 @@ class RunFolder:
     profiles: Any = None
     maps: Any = None
     stars: Any = None
+    dust: Any = None
+    dust_sky: Any = None
     curves: list[Curve] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -92,6 +94,8 @@ class RunFolder:
         )
         run.maps = run._table("maps.parquet", ["map", "quantity", "method", "u", "v", "value"])
         run.stars = run._table("stars.parquet", [])
+        run.dust = run._table("dust.parquet", ["x", "y", "z", "counts", "efficiency"])
+        run.dust_sky = run._table("dust_sky.parquet", ["l", "b", "before", "after"])
         run._read_curves()
         return run
 

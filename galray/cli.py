@@ -113,8 +113,26 @@ def train(
 
 
 @app.command()
-def ensemble(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOption = False) -> None:
+def ensemble(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it will take, by the cost of members that are finished."),
+    ] = False,
+    rates: Annotated[
+        str | None, typer.Option("--rates", help="With --dry-run: a run whose members were measured.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
     """Train the members that are missing, and combine them into an error budget."""
+    if dry_run:
+        from galray.config import load_config
+        from galray.ensemble_plan import ensemble_plan
+
+        for key, value in ensemble_plan(load_config(config, set_), rates).items():
+            typer.echo(f"{key:<12} {value}")
+        return
     pipeline = make_pipeline(config, set_, overwrite=overwrite)
     print_table(pipeline.run(until="measure").summary)
 

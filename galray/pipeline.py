@@ -163,6 +163,8 @@ class Pipeline:
                 key: top[key] for key in ("value", "error", "truth", "pull") if top[key] is not None
             }
         }
+        # `budget.TERM` is the term's error in the headline's unit.
+        numbers["budget"] = {t["term"]: t["error"] for t in top.get("terms") or [] if t["error"] is not None}
         for row in summary["quantities"]:
             name = f"{row['method']}.{row['name']}.{row['where']}"
             numbers[name] = {key: row[key] for key in ("value", "error") if row[key] is not None}

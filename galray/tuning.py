@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from galray.provenance import content_hash, write_atomic
 from galray.seeds import seed_for
 
 __all__ = ["TuneResult", "checked_space", "train_trial", "tune"]
+
+
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,6 @@ def checked_space(config: RunConfig) -> dict[str, Any]:
         raise GalrayError(
             f"tune.family: {settings.family} is not among the run's methods {', '.join(config.methods)}",
             f"add it with --set 'methods=[\"{settings.family}\"]'",
-        )
-    if (workers := getattr(config.training, settings.family).max_workers) > 1:
-        raise GalrayError(
-            f"training.{settings.family}.workers = {workers}: each trial trains in one process",
-            f"set it to 1 for the search (--set training.{settings.family}.workers=1); a larger "
-            "tune.trials and ensemble.concurrent use the cluster",
         )
     own: dict[str, Any] = {}
     for key, one in settings.space.items():
@@ -132,22 +131,76 @@ def train_trial(
         report(row)
 
     objective = training.objective(family, getattr(config, family))
-    result = training.fit(
-        model,
-        objective,
-        train,
-        held,
-        settings,
-        seed=seed,
-        checkpoint_dir=target / "checkpoint",
-        on_epoch=on_epoch,
-    )
+    if settings.max_workers > 1:
+        result = _followed(
+            lambda: training.fit_distributed(
+                family,
+                model,
+                train,
+                held,
+                settings,
+                seed=seed,
+                storage=target / "checkpoint",
+                curve=path,
+            ),
+            path,
+            len(curve),
+            report,
+        )
+    else:
+        result = training.fit(
+            model,
+            objective,
+            train,
+            held,
+            settings,
+            seed=seed,
+            checkpoint_dir=target / "checkpoint",
+            on_epoch=on_epoch,
+        )
     model.cpu()
     with torch.no_grad():
         losses = objective.validate(model, objective.prepare(model, held, validation=True))
     np.save(target / "held_out.npy", losses.float().numpy())
     save_model(model, target / "model")
     return {key: getattr(result, key) for key in ("best", "best_epoch", "epochs", "seconds")}
+
+
+def _followed(
+    work: Callable[[], Any], curve: Path, known: int, report: Callable[[dict[str, Any]], None]
+) -> Any:
+    """Train in a thread, and report the curve that the workers write, epoch by epoch.
+
+    Reports come from the thread that Tune runs the trial in. Where one of them ends the trial, the training
+    goes with the trial's process.
+
+    Arguments:
+        work: The training.
+        curve: File of its curve.
+        known: Epochs that are reported already.
+        report: Takes each epoch's row.
+    """
+    done: list[Any] = []
+
+    def run() -> None:
+        try:
+            done.append((work(), None))
+        except Exception as error:
+            done.append((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        ended = bool(done)
+        rows = json.loads(curve.read_text()) if curve.is_file() else []
+        for row in rows[known:]:
+            report(row)
+        known = max(known, len(rows))
+        if ended:
+            result, error = done[0]
+            if error is not None:
+                raise error
+            return result
+        time.sleep(_LOOK_SECONDS)
 
 
 def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool = False) -> TuneResult:
@@ -192,7 +245,7 @@ def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool
 def _search(config: RunConfig, store: str, folder: Path, own: Mapping[str, Any]) -> list[Trial]:
     """Run the trials on the connected cluster."""
     ensemble, settings = config.ensemble, getattr(config.training, config.tune.family)
-    slots = concurrent_members(ensemble, config.tune.trials)
+    slots = concurrent_members(ensemble, config.tune.trials, settings.max_workers)
     return run_search(
         "galray.tuning:train_trial",
         config.tune,
@@ -206,6 +259,7 @@ def _search(config: RunConfig, store: str, folder: Path, own: Mapping[str, Any])
         threads=ensemble.threads,
         concurrent=slots,
         max_crashes=ensemble.max_crashes,
+        groups=settings.max_workers > 1,
     )
 
 

@@ -35,6 +35,8 @@ def _members(folder, count=2):
         curve = [{"epoch": e, "train": 1 / e, "validation": 2 / e, "seconds": 0.5 * e} for e in range(1, 31)]
         (path / "curve.json").write_text(json.dumps(curve))
         (path / "spec.json").write_text(json.dumps(spec.to_dict()))
+        checks = {"Stein: E[v s_v] + 1": {"value": 0.02, "error": 0.01, "expected": 0.0, "ok": True}}
+        (path / "checks.json").write_text(json.dumps(checks))
         ill = spec.index == 1
         outcomes.append(
             MemberOutcome(
@@ -63,7 +65,7 @@ def test_a_run_is_recorded_whole_and_goes_on_in_the_same_mlflow_run(tmp_path):
     specs, outcomes = _members(folder)
     report = folder / "report.html"
     report.write_text("<p>report</p>")
-    settings = TrackingSettings(experiment="tests")
+    settings = TrackingSettings(experiment="tests", system_seconds=0)
     params = {"training": {"epochs": 30}, "methods": ["score"], "long": "x" * 9000}
     with Tracker(settings, folder, "demo", params, {"galray.git": "abc"}) as tracker:
         for spec, outcome in zip(specs, outcomes, strict=True):
@@ -89,6 +91,7 @@ def test_a_run_is_recorded_whole_and_goes_on_in_the_same_mlflow_run(tmp_path):
     final = dict(_rows(database, f"select key, value from latest_metrics where run_uuid = '{first}'"))
     assert final["final.best"] == 0.125
     assert final["final.checks.stein"] == 0.01
+    assert final["final.checks.Stein: E_v s_v_ _ 1"] == 0.02
     assert dict(_rows(database, f"select key, value from latest_metrics where run_uuid = '{parent}'")) == {
         "rho_dm _z__1_": 0.01,
         "budget.network": 0.001,
@@ -109,7 +112,7 @@ def test_a_run_is_recorded_whole_and_goes_on_in_the_same_mlflow_run(tmp_path):
     assert again.run_id == parent
     assert _statuses(database) == {"demo": "FINISHED"} | dict.fromkeys(names, "FINISHED")
     assert list((tmp_path / "runs" / "mlartifacts" / parent).rglob("absent.svg"))
-    assert _rows(database, f"select count(*) from metrics where run_uuid = '{first}'") == [(30 * 3 + 3,)]
+    assert _rows(database, f"select count(*) from metrics where run_uuid = '{first}'") == [(30 * 3 + 4,)]
 
 
 def test_a_curve_is_recorded_while_the_member_trains(tmp_path):
@@ -121,7 +124,9 @@ def test_a_curve_is_recorded_while_the_member_trains(tmp_path):
     curve = [{"epoch": e, "train": 1.0 - e, "memory_gb": 0.5, "seconds": e + 1.0} for e in range(6)]
     steps = "select step from metrics where key = 'memory_gb' order by step"
 
-    with Tracker(TrackingSettings(), folder, "live") as tracker:
+    machine = "select value from metrics where key = 'system/cpu_utilization_percentage'"
+
+    with Tracker(TrackingSettings(system_seconds=0.5), folder, "live") as tracker:
         tracker.follow(specs[0], work)
         tracker.follow(specs[1], folder / "members" / "001.tmp")  # never gets so far as an epoch
         (work / "curve.json").write_text(json.dumps(curve[:2]))
@@ -135,6 +140,9 @@ def test_a_curve_is_recorded_while_the_member_trains(tmp_path):
         # The member ends: the rest of its curve follows, nothing twice.
         (outcomes[0].folder / "curve.json").write_text(json.dumps(curve))
         tracker.member(specs[0], outcomes[0])
+        while time.monotonic() < until and not _rows(database, machine):
+            time.sleep(0.2)
+    assert _rows(database, machine), "what the machine did, while the run was open"
     assert _rows(database, steps) == [(e,) for e in range(6)]
     assert _statuses(database) == {"live": "FINISHED", specs[0].name: "FINISHED"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from galray.config import RunConfig, load_config, validate_settings
+from galray.config import RunConfig, load_config
 from galray.ensemble import SearchRange, TuneSettings, read_trials, run_search
 from galray.errors import GalrayError
 from galray.tuning import checked_space, tune
@@ -149,11 +149,6 @@ def test_every_corner_of_the_space_is_validated_before_anything_runs():
         checked_space(_config(**{"score.activation": ["silu", "relu"]}))
     with pytest.raises(GalrayError, match="no key to vary"):
         checked_space(_config())
-    many = validate_settings(
-        RunConfig, _config(**{RATE: [1e-3]}).model_dump(mode="json"), ["training.score.workers=[1, 2]"]
-    )
-    with pytest.raises(GalrayError, match=r"training\.score\.workers = 2: each trial trains in one process"):
-        checked_space(many)
 
 
 def test_what_is_searched_changes_no_run():
@@ -182,3 +177,28 @@ def test_tune_from_a_bad_start_on_the_mock_galaxy(ray_session, tmp_path):
     assert read_trials(next((config.run_dir / "tune").glob("*/trials"))) == found.trials
     again = tune(config)
     assert again.trials == found.trials
+
+
+@pytest.mark.cluster
+def test_trials_of_two_workers_are_groups_of_ray_train(ray_session, tmp_path):
+    config = load_config(
+        write_config(tmp_path, num_stars=6_000),
+        [
+            "training.score.workers=2",
+            "training.score.epochs=6",
+            f"{RATE}=1e-6",
+            f"tune.space={{ '{RATE}' = [1e-6, 1e-3, 5e-3] }}",
+            "tune.trials=3",
+            "tune.search='random'",
+            "tune.grace_epochs=1",
+            "tracking.enabled=false",
+        ],
+    )
+    found = tune(config)
+    assert len(found.trials) >= 1
+    assert all(trial.error == "" for trial in found.trials)
+    best = found.trials[0]
+    assert (best.status, best.epochs) == ("finished", 6)
+    rows = json.loads((best.folder / "curve.json").read_text())
+    assert [row["epoch"] for row in rows] == list(range(6))
+    assert all(row["workers"] == 2 for row in rows)

@@ -98,6 +98,7 @@ def run_search(
     threads: int = 1,
     concurrent: int = 1,
     max_crashes: int = 2,
+    groups: bool = False,
 ) -> list[Trial]:
     """Run a search, or go on with one that was killed.
 
@@ -114,6 +115,7 @@ def run_search(
         threads: Threads of a trial.
         concurrent: Trials at the same time.
         max_crashes: How often a trial whose process died is started again.
+        groups: Trials start Ray Train workers of their own, which hold the CPUs and GPUs.
 
     Returns:
         All trials, the best first.
@@ -123,7 +125,7 @@ def run_search(
     """
     from ray import tune
 
-    from galray.ensemble.trials import silence
+    from galray.ensemble.trials import no_cpu, silence
 
     folder.mkdir(parents=True, exist_ok=True)
     trials_folder, experiment = folder / "trials", folder / _EXPERIMENT
@@ -133,7 +135,8 @@ def run_search(
         "context": dict(context),
         "threads": threads,
     }
-    trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), {"cpu": cpus, "gpu": gpus})
+    held: Any = no_cpu() if groups else {"cpu": cpus, "gpu": gpus}
+    trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), held)
     with silence(TUNE_GLOBAL_CHECKPOINT_S="5"):
         tuner = _restored(experiment, trainable)
         while True:
@@ -153,7 +156,7 @@ def run_search(
                         scheduler=_scheduler(settings, epochs),
                         max_concurrent_trials=None if settings.search == "random" else concurrent,
                         time_budget_s=None if settings.hours is None else 3600 * settings.hours,
-                        reuse_actors=True,
+                        reuse_actors=not groups,  # a group that is stopped early ends with its process
                     ),
                     run_config=tune.RunConfig(
                         name=_EXPERIMENT,

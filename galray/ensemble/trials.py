@@ -23,7 +23,7 @@ from galray.ensemble.execute import MemberFunction, execute, limit_threads
 from galray.ensemble.members import EnsembleSettings, MemberSpec
 from galray.ensemble.store import MemberOutcome, MemberStore
 
-__all__ = ["run_trials", "silence"]
+__all__ = ["no_cpu", "run_trials", "silence"]
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -175,10 +175,7 @@ def run_trials(
         "threads": settings.threads,
     }
     held: Any = {"cpu": settings.cpus_per_member, "gpu": settings.gpus_per_member}
-    if groups:
-        # A trial that held even part of a CPU would keep the last worker of its own group from it, for ever;
-        # Tune asks for something, and a byte of memory stands in nobody's way.
-        held = tune.PlacementGroupFactory([{"memory": 1}])
+    held = no_cpu() if groups else held
     trainable = tune.with_resources(tune.with_parameters(MemberTrial, shared=shared), held)
     with silence():
         tuner = tune.Tuner(
@@ -202,6 +199,15 @@ def run_trials(
     for spec in specs:
         ended(spec, "the trial never started")
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def no_cpu() -> tune.PlacementGroupFactory:
+    """What a trial holds whose work is done by Ray Train workers of its own.
+
+    A trial that held even part of a CPU would keep the last worker of its own group from it, for ever; Tune
+    asks for something, and a byte of memory stands in nobody's way.
+    """
+    return tune.PlacementGroupFactory([{"memory": 1}])
 
 
 @contextlib.contextmanager

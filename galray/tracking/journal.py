@@ -158,6 +158,15 @@ def read_curve(path: Path) -> list[dict[str, float]]:
     return [numbers(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
+def read_checks(folder: Path) -> dict[str, float]:
+    """Read what the checks of a member's model found, Stein's identities among them; empty without them."""
+    try:
+        checks = json.loads((folder / "checks.json").read_text())
+        return numbers({name: check["value"] for name, check in checks.items()}, "checks.")
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
 def metric_name(name: str) -> str:
     """Make a name that MLflow takes: letters, digits and _ - . / : space, at most 250 of them."""
     return _FORBIDDEN.sub("_", name)[:250]

@@ -36,6 +36,12 @@ class TrackingSettings(Settings):
         "directory for sqlite, and the server's choice for a server.",
     )
     weights: bool = Field(default=True, description="Store the members' weights as artefacts.")
+    system_seconds: float = Field(
+        default=30,
+        ge=0,
+        description="Seconds between records of CPU, memory, disk, network and GPUs of the machine that "
+        "drives the run; 0 records none.",
+    )
     patience: float = Field(
         default=120,
         gt=0,

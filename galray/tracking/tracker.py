@@ -17,7 +17,15 @@ from typing import IO, Any
 import galray
 from galray.ensemble import MemberOutcome, MemberSpec
 from galray.errors import GalrayWarning
-from galray.tracking.journal import FROM_ENVIRONMENT, Journal, State, flatten, numbers, read_curve
+from galray.tracking.journal import (
+    FROM_ENVIRONMENT,
+    Journal,
+    State,
+    flatten,
+    numbers,
+    read_checks,
+    read_curve,
+)
 from galray.tracking.settings import TrackingSettings, without_password
 
 __all__ = ["Tracker"]
@@ -70,6 +78,7 @@ class Tracker:
                 uri=FROM_ENVIRONMENT if without_password(self.uri) != self.uri else self.uri,
                 experiment=settings.experiment,
                 artifacts=settings.resolve_artifacts(self.folder),
+                system=settings.system_seconds,
                 params=flatten(params or {}),
                 tags={str(key): str(value) for key, value in (tags or {}).items()},
             )
@@ -122,7 +131,7 @@ class Tracker:
         )
 
     def member(self, spec: MemberSpec, outcome: MemberOutcome) -> None:
-        """Record a member that ended: its tags, what is left of its curve, its numbers and weights.
+        """Record a member that ended: tags, what is left of its curve, its numbers, checks and weights.
 
         The curve is `curve.json` in the member's folder, a list of dictionaries with an `epoch` each.
         A member that an earlier start has recorded is not recorded again.
@@ -131,7 +140,7 @@ class Tracker:
             spec: The member.
             outcome: How it ended.
         """
-        files = [outcome.folder / name for name in ("spec.json", "result.json", "error.txt")]
+        files = [outcome.folder / name for name in ("spec.json", "result.json", "checks.json", "error.txt")]
         if self.settings.weights:
             files += [outcome.folder / name for name in ("model", "field")]
         self._say(
@@ -141,7 +150,7 @@ class Tracker:
             tags=spec.tags | ({"galray.error": outcome.error[:5000]} if outcome.error else {}),
             params=flatten(spec.to_dict()),
             curve=read_curve(outcome.folder / "curve.json"),
-            metrics=numbers(outcome.result) | {"seconds": outcome.seconds},
+            metrics=numbers(outcome.result) | {"seconds": outcome.seconds} | read_checks(outcome.folder),
             artifacts=[str(path) for path in files if path.exists()],
             status="FINISHED" if outcome.finished else "FAILED",
             seconds=outcome.seconds,

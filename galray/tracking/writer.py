@@ -42,6 +42,7 @@ class Recorder:
         self._client: Any = None
         self._followed: dict[str, dict[str, Any]] = {}
         self._looked = 0.0
+        self._system: Any = None
 
     @property
     def ready(self) -> bool:
@@ -77,6 +78,9 @@ class Recorder:
         """End the run if it is still open, and members that did not say how they ended."""
         if self._client is None:
             return
+        if self._system is not None:
+            self._system.finish()
+            self._system = None
         for identity, run_id in self.state.members.items():
             if identity not in self.state.ended:
                 self._client.set_terminated(run_id, "FAILED", end_time=when)
@@ -109,6 +113,19 @@ class Recorder:
             self.state.parent = run.info.run_id
         self.state.parent_open = True
         self._params(entry)
+        if seconds := entry.get("system"):
+            self._watch_machine(uri, seconds)
+
+    def _watch_machine(self, uri: str, seconds: float) -> None:
+        """Record what the driver's machine does, from a thread, until the run ends."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if self._system is not None:
+            self._system.finish()
+        self._system = SystemMetricsMonitor(
+            self.state.parent, sampling_interval=seconds, resume_logging=True, tracking_uri=uri
+        )
+        self._system.start()
 
     def _params(self, entry: dict[str, Any]) -> None:
         self._write(self.state.parent, params=entry["params"])
@@ -125,7 +142,9 @@ class Recorder:
 
     def _follow(self, entry: dict[str, Any]) -> None:
         if self.state.ended.get(entry["id"]) != "FINISHED":
-            self.state.ended.pop(entry["id"], None)  # it failed before, and is tried again
+            known = self.state.members.get(entry["id"])
+            if self.state.ended.pop(entry["id"], None) and known and self._alive(known):
+                self._client.update_run(known, status="RUNNING")  # it failed before, and goes on
             self._followed[entry["id"]] = entry
 
     def _child(self, identity: str, name: str, tags: dict[str, str], start: int) -> str:

@@ -204,6 +204,7 @@ def members(run: RunFolder) -> dict[str, Any] | None:
                 "index": _leaf(entry.get("index")),
                 "family": str(entry.get("family", "")),
                 "label": method_label(str(entry.get("family", ""))),
+                "varied": humanise(entry.get("varied") or "").replace("+", ", "),
                 "seed": _leaf(entry.get("seed")),
                 # 0 is the sample itself: neither resampled nor redrawn.
                 "bootstrap": _leaf(entry.get("bootstrap") or None),

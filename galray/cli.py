@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from galray import __version__
-from galray.commands import catalog, dwarf, gravity, jobs, runs
+from galray.commands import calibrate, catalog, dwarf, gravity, jobs, runs
 from galray.commands.options import (
     ConfigArgument,
     OverwriteOption,
@@ -45,6 +45,7 @@ app.add_typer(gravity.app, name="gravity")
 app.add_typer(runs.app, name="runs")
 app.add_typer(jobs.app, name="jobs")
 app.command()(jobs.submit)
+app.command()(calibrate.calibrate)
 app.add_typer(config_app, name="config")
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be read, trained and written.")]

@@ -12,6 +12,7 @@ import torch
 
 from galray import gravity, steady_state, summary
 from galray.blinding import blinded, hidden_offset, is_blind
+from galray.calibration.inflation import inflate
 from galray.catalog import ShardStore
 from galray.config import RunConfig
 from galray.dust_products import combine_dust
@@ -111,6 +112,9 @@ def combine_run(
         for name, causes in disturbances.items():
             errors = {cause: np.array([sizes[g] for g in groups]) for cause, sizes in causes.items()}
             estimates[name] = steady_state.with_disturbances(estimates[name], groups, errors)
+    calibrated: dict[str, Any] = {}
+    if config.calibration.apply:
+        estimates, calibrated = inflate(config, places, estimates, store.num_rows)
 
     results = folder / "results"
     results.mkdir(exist_ok=True)
@@ -149,6 +153,8 @@ def combine_run(
         if weights is None
         else dict(zip(combined.methods, weights[:, places.index(HEADLINE)].tolist(), strict=True)),
         "warnings": warnings,
+        "calibration": calibrated,
+        "notes": [calibrated["sentence"]] if calibrated else [],
     }
     summary.write_summary(results, content)
     return content

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from galray.calibration.settings import CalibrationSettings
 from galray.catalog import CatalogSettings
 from galray.catalog.mirror import Mirror, Place, join_url
 from galray.catalog.storage import is_url
@@ -107,6 +108,7 @@ class RunConfig(Settings):
     places: PlacesSettings = PlacesSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     tune: TuneSettings = TuneSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
     cost: CostSettings = CostSettings()
@@ -155,7 +157,7 @@ class RunConfig(Settings):
     def hash(self) -> str:
         """Hash of everything that can change a number: where it runs and how it is logged cannot."""
         elsewhere = dict.fromkeys(
-            ("name", "description", "output", "tune", "tracking", "cluster", "cost"), True
+            ("name", "description", "output", "tune", "calibration", "tracking", "cluster", "cost"), True
         )
         resources = {"concurrent", "cpus_per_member", "gpus_per_member", "threads", "max_crashes"}
         # How many bad files are forgiven changes no star (the store's own hash tells which stars it has), and

@@ -16,7 +16,7 @@ from galray import __version__
 from galray.config import RunConfig, load_config, overrides_of
 from galray.console import Advance, Console
 from galray.errors import GalrayError
-from galray.provenance import content_hash, provenance, write_atomic
+from galray.provenance import content_hash, file_hash, provenance, write_atomic
 from galray.rundir import Run, RunDirectory, read_json, whole_folder
 from galray.seeds import seed_for
 
@@ -469,6 +469,7 @@ class Pipeline:
                 else None,
                 store.hash,
                 self.config.hash,
+                *([file_hash(Path(apply).expanduser())] if (apply := self.config.calibration.apply) else []),
             ]
             if self.config.blind:
                 inputs.append(is_blind(self.config, self.folder))
@@ -509,7 +510,7 @@ class Pipeline:
 
     def run_report(self) -> Path:
         """Figures and the page."""
-        from galray.provenance import file_hash, git_revision
+        from galray.provenance import git_revision
         from galray.report import build
 
         path = self.folder / "report.html"

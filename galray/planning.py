@@ -69,7 +69,8 @@ def preflight(config: RunConfig) -> None:
 
     Raises:
         GalrayError: Input files or columns are absent, the places do not fit into the ball, the baryons
-            cannot be built, a method has no members, or there are too few shards for a jackknife.
+            cannot be built, a method has no members, there are too few shards for a jackknife, or the
+            calibration to apply is of something else.
     """
     if is_url(config.output) and max(config.training.flow.max_workers, config.training.score.max_workers) > 1:
         raise GalrayError(
@@ -115,6 +116,10 @@ def preflight(config: RunConfig) -> None:
     Places(config.places, frame, center, config.catalog.ball.radius_kpc, kernel.reach)
     if config.mock is None:
         gravity.build(config.gravity.baryons)
+    if config.calibration.apply:
+        from galray.calibration.inflation import read_calibration
+
+        read_calibration(config)
 
 
 def _look_at_files(config: RunConfig) -> str:

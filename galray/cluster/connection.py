@@ -11,16 +11,18 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from galray.cluster.settings import ClusterSettings
 from galray.errors import GalrayError
 
-__all__ = ["Connection", "Resources", "connect", "is_connected", "require", "resources"]
+__all__ = ["Connection", "Resources", "connect", "is_connected", "require", "resources", "without_cluster"]
 
 _TOLERANCE = 1e-6
 _current: Connection | None = None
+_hidden = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,18 @@ def connect(settings: ClusterSettings | None = None) -> Connection:
 def is_connected() -> bool:
     """Tell whether this process has an open connection to Ray, without importing Ray."""
     ray = sys.modules.get("ray")
-    return bool(ray is not None and getattr(ray, "is_initialized", lambda: False)())
+    return not _hidden and bool(ray is not None and getattr(ray, "is_initialized", lambda: False)())
+
+
+@contextlib.contextmanager
+def without_cluster() -> Iterator[None]:
+    """Work in this process alone inside the block: for a task that shall not start tasks of its own."""
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        yield
+    finally:
+        _hidden = before
 
 
 def resources() -> Resources:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from galray.ensemble.budget import combine_family
 from galray.ensemble.estimate import Estimate, Term
-from galray.ensemble.execute import MemberFunction
+from galray.ensemble.execute import MemberFunction, limit_threads
 from galray.ensemble.members import (
     BudgetSettings,
     EnsembleSettings,
@@ -46,6 +46,7 @@ __all__ = [
     "concurrent_members",
     "design",
     "jackknife_covariance",
+    "limit_threads",
     "read_trials",
     "report_progress",
     "run_members",

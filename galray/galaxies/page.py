@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from galray.galaxies import figures
 from galray.provenance import write_atomic
 from galray.report import style
+from galray.report.page import keep_figure, render
 from galray.report.text import duration
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-    from matplotlib.figure import Figure
 
     from galray.dwarf.products import Quantity
     from galray.galaxies.results import GalaxyResult
@@ -45,7 +45,7 @@ def build_page(result: GalaxyResult, folder: Path, about: dict[str, Any]) -> Pat
     """
     with style.theme():
         drawn = {
-            name: _draw(folder / "figures", name, title, draw(result))
+            name: keep_figure(folder / "figures", name, title, draw(result))
             for name, (draw, title) in figures.FIGURES.items()
         }
     config = (folder / "config.toml").read_text("utf-8") if (folder / "config.toml").is_file() else ""
@@ -65,7 +65,7 @@ def build_page(result: GalaxyResult, folder: Path, about: dict[str, Any]) -> Pat
         "has_truth": any(q.truth is not None for q in result.quantities),
     }
     target = folder / "report.html"
-    write_atomic(target, _render("galaxy.html.j2", context))
+    write_atomic(target, render("galray.galaxies", "galaxy.html.j2", context))
     return target
 
 
@@ -87,7 +87,7 @@ def build_comparison(fleet: Fleet, about: dict[str, Any]) -> Path:
                 ("central-densities", "Central dark densities", figures.central_densities),
                 ("halo-profiles", "Dark matter density of every galaxy", figures.halo_profiles),
             ):
-                drawn[name] = _draw(fleet.folder / "figures", name, title, draw(results))
+                drawn[name] = keep_figure(fleet.folder / "figures", name, title, draw(results))
     rows = []
     for outcome in fleet.outcomes:
         result = outcome.result
@@ -119,7 +119,7 @@ def build_comparison(fleet: Fleet, about: dict[str, Any]) -> Path:
         "failed": fleet.failed,
     }
     target = fleet.folder / "report.html"
-    write_atomic(target, _render("comparison.html.j2", context))
+    write_atomic(target, render("galray.galaxies", "comparison.html.j2", context))
     return target
 
 
@@ -205,29 +205,3 @@ def _published(result: GalaxyResult) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def _draw(folder: Path, name: str, title: str, figure: Figure) -> Markup:
-    """Keep a figure as a file, and give its form inside a page."""
-    from markupsafe import Markup
-
-    folder.mkdir(parents=True, exist_ok=True)
-    svg = style.standalone_svg(figure)
-    write_atomic(folder / f"{name}.svg", svg)
-    return Markup(style.inline_svg(svg, name, title))
-
-
-def _render(template: str, context: dict[str, Any]) -> str:
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    loader = ChoiceLoader(
-        [PackageLoader("galray.galaxies", "templates"), PackageLoader("galray.report", "templates")]
-    )
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    sheet = loader.get_source(environment, "report.css")[0]
-    sheet = sheet.replace("/*LIGHT*/", style.css_variables(style.LIGHT))
-    sheet = sheet.replace("/*DARK*/", style.css_variables(style.DARK))
-    return environment.get_template(template).render(css=Markup(sheet), **context)

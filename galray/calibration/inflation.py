@@ -1,0 +1,103 @@
+"""A calibration applied to a run: its errors times the factors that mock galaxies showed to be needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from galray.calibration.mocks import differences, procedure
+from galray.calibration.tables import KEY
+from galray.config import RunConfig
+from galray.ensemble import Estimate
+from galray.errors import GalrayError
+from galray.provenance import file_hash
+from galray.results import Places
+from galray.tables import read_table
+
+__all__ = ["inflate", "read_calibration"]
+
+
+def read_calibration(config: RunConfig) -> Any:
+    """The table that `calibration.apply` names, once it is sure that it holds for this run.
+
+    Raises:
+        GalrayError: It is absent, no calibration, one of other methods or settings, or of too few mocks.
+    """
+    path = Path(config.calibration.apply).expanduser()
+    table = read_table(path)
+    known = table.meta.get(KEY)
+    if not isinstance(known, dict):
+        raise GalrayError(
+            f"calibration.apply: {path} is no calibration",
+            "name the calibration.ecsv that `galray calibrate` wrote",
+        )
+    theirs = known["procedure"]
+    if sorted(config.methods) != theirs["methods"]:
+        methods = ", ".join(theirs["methods"])
+        raise GalrayError(
+            f"calibration.apply: {path} is of {methods}, the run of {', '.join(config.methods)}",
+            "calibrate the methods of the run together",
+        )
+    if keys := differences(theirs, procedure(config)):
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise GalrayError(
+            f"calibration.apply: {path} was made with other settings: {', '.join(keys[:3])}{more}",
+            "run `galray calibrate` with the configuration of the run",
+        )
+    if not np.isfinite(table["inflation"]).all():
+        raise GalrayError(
+            f"calibration.apply: {path} holds no inflation factors: {known['mocks']} mocks are too few",
+            "raise calibration.mocks and run `galray calibrate` again",
+        )
+    return table
+
+
+def inflate(
+    config: RunConfig, places: Places, estimates: Mapping[str, Estimate], num_stars: int
+) -> tuple[dict[str, Estimate], dict[str, Any]]:
+    """Multiply the errors of the calibrated quantities.
+
+    Every term of a budget grows by the same factor, so that their squares still add up to the total's. A
+    factor holds for all places of a quantity. What the mocks were not judged for stays as it is.
+
+    Arguments:
+        config: The run's.
+        places: Where it measured.
+        estimates: Of every method and combined.
+        num_stars: Stars that were measured.
+
+    Returns:
+        The estimates, and the record: the file and its checksum, what it is of, and the factors.
+    """
+    table = read_calibration(config)
+    factors = {(str(row["method"]), str(row["quantity"])): float(row["inflation"]) for row in table}
+    if len(config.methods) == 1:  # the combined value is that of the one method
+        factors |= {("combined", name): factor for (_, name), factor in factors.items()}
+    out = {}
+    for method, estimate in estimates.items():
+        grow = np.array([factors.get((method, q.name), 1.0) for q in places.quantities])
+        terms = {
+            name: replace(term, covariance=term.covariance * np.outer(grow, grow))
+            for name, term in estimate.terms.items()
+        }
+        out[method] = replace(estimate, terms=terms)
+    path, known = Path(config.calibration.apply).expanduser(), table.meta[KEY]
+    keep = ("name", "mocks", "stars", "config_hash", "seed", "created", "galray", "git")
+    record = {
+        "file": str(path.resolve()),
+        "sha256": file_hash(path),
+        **{key: known[key] for key in keep},
+        "factors": [{"method": m, "quantity": q, "factor": f} for (m, q), f in factors.items()],
+    }
+    headline = factors.get(("combined", "rho_dm_average"), 1.0)
+    record["sentence"] = (
+        f"Errors are calibrated: those of ρ_DM averaged over heights are multiplied by {headline:.2f}, as "
+        f"{known['mocks']} mock galaxies of known truth showed to be needed ({known['name']}, "
+        f"{known['stars']:,} stars each, this run {num_stars:,}; {known['created']}, "
+        f"galray {known['galray']}, revision {known['git']}; {path}, sha256 {record['sha256'][:12]})."
+    )
+    return out, record

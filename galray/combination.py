@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from galray import gravity, steady_state, summary
 from galray.blinding import blinded, hidden_offset, is_blind
@@ -197,7 +198,7 @@ def collect(
             jackknife_blocks=len(replicas),
             settings=budget,
             stars=[_moment_stars(source, spec) for spec in mine],
-        )
+        ).with_term("penalty", load_file(source / "penalty.safetensors")["covariance"])
         found["moments"] = MethodResult(estimate, evaluations[:1])
     if not found:
         raise GalrayError(f"{folder}: no method has a result", "look at members/*/error.txt")

@@ -121,6 +121,8 @@ class RunSource:
         self.baryons = gravity.build(config.gravity.baryons, truth["baryons"] if truth else None)
         self.baryon_draws = [self.baryons.draw([config.seed, i]) for i in range(NUM_BARYON_DRAWS)]
         self.disturbances = run.summary.get("disturbances", {}).get(method, {})
+        factors = run.summary.get("calibration", {}).get("factors", [])
+        self.inflation = {row["quantity"]: row["factor"] for row in factors if row["method"] == method}
         self.quantities = list(UNITS)
         self.offset = hidden_offset(config, run.folder)
         record = run.provenance
@@ -145,22 +147,26 @@ class RunSource:
             spread = None
             if family == "moments" and self.blocks:
                 spread = field_covariance(fields[0], x, names, self.kernel, self.frame)
-            estimates.append(
-                combine_family(
-                    specs,
-                    values,
-                    groups=groups,
-                    jackknife=spread,
-                    jackknife_blocks=self.blocks if spread is not None else 0,
-                    settings=self.budget,
-                )
+            estimate = combine_family(
+                specs,
+                values,
+                groups=groups,
+                jackknife=spread,
+                jackknife_blocks=self.blocks if spread is not None else 0,
+                settings=self.budget,
             )
+            if spread is not None:
+                both = field_covariance(fields[0], x, names, self.kernel, self.frame, "posterior")
+                assert both is not None
+                estimate = estimate.with_term("penalty", both - spread)
+            estimates.append(estimate)
         whole = estimates[0]
         if self.name == "combined":
             whole = combine_methods(estimates, groups=groups, settings=self.budget)
         causes = {c: disturbed(sizes, x, names, self.frame) for c, sizes in self.disturbances.items()}
         whole = with_disturbances(whole, groups, causes)
         whole = whole.shifted(np.where(np.isin(groups, DENSITIES), self.offset, 0.0))
+        whole = whole.inflated(np.array([self.inflation.get(name, 1.0) for name in groups]))
         if "rho_dm" not in names:
             return whole
         own = np.array(groups) == "rho_dm"
@@ -278,9 +284,18 @@ def field_values(field: Any, x: Array, names: Sequence[str], kernel: Any, frame:
 
 
 def field_covariance(
-    field: Any, x: Array, names: Sequence[str], kernel: Any, frame: GalacticFrame
+    field: Any, x: Array, names: Sequence[str], kernel: Any, frame: GalacticFrame, which: str = "covariance"
 ) -> Array | None:
-    """Covariance of the same quantities of a spline field, or None where a field carries no errors."""
+    """Covariance of the same quantities of a spline field, or None where a field carries no errors.
+
+    Arguments:
+        field: The field.
+        x: Positions (n, 3).
+        names: Quantities.
+        kernel: The kernel of its density.
+        frame: Gives the Sun's place.
+        which: ``covariance`` from sample to sample, or ``posterior`` with what the penalty hides.
+    """
     if not isinstance(field, gravity.SplineField) or not np.any(field.covariance):
         return None
     points = torch.from_numpy(x)
@@ -296,7 +311,7 @@ def field_covariance(
         out["rho"] = np.asarray(field.linear_response(points, "smoothed_density", kernel)) / MSUN_PC3
         out["rho_dm"] = out["rho"]
     rows = np.concatenate([out[name] for name in names])
-    return rows @ field.covariance @ rows.T
+    return rows @ getattr(field, which) @ rows.T
 
 
 def _directions(x: Array) -> tuple[Array, Array]:

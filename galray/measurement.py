@@ -60,6 +60,7 @@ __all__ = [
     "places_of",
     "require_stars",
     "run_member",
+    "penalty_covariance",
     "save_map",
     "star_counts",
 ]
@@ -270,6 +271,27 @@ def save_map(found: EfficiencyMap, path: Path) -> None:
     arrays = {"efficiency": found.efficiency, "density": found.density, "loss": found.loss_per_kpc()}
     arrays |= {"counts": found.stars.counts, "volume": found.volume, "cell": np.array([found.stars.cell])}
     write_atomic(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def penalty_covariance(field: SplineField, places: Places, kernel: Kernel) -> np.ndarray:
+    """What the penalty on a spline's roughness may hide of each quantity, as a covariance (Q, Q).
+
+    It is the posterior of the penalised solution less its scatter from sample to sample: the squared bias, on
+    average over potentials as rough as the penalty expects (Wahba 1983, J. R. Stat. Soc. B 45, 133; Nychka
+    1988, J. Am. Stat. Assoc. 83, 1134).
+    """
+    rows = np.unique([row for quantity in places.quantities for row in quantity.rows])
+    dense = np.intersect1d(rows, places.density_rows)
+    size = len(field.parameters)
+    a, density = np.zeros((size, *places.x.shape)), np.full((size, len(places.x)), np.nan)
+    x = torch.from_numpy(places.x)
+    a[:, rows] = np.moveaxis(np.asarray(field.linear_response(x[rows], "acceleration")), -1, 0)
+    density[:, dense] = np.asarray(field.linear_response(x[dense], "smoothed_density", kernel)).T
+    found = evaluate(field, places, kernel)
+    nothing = np.zeros(len(places.x))
+    here = places.values(found["acceleration"], found["density"], nothing)
+    response = places.values(found["acceleration"] + a, found["density"] + density, nothing) - here
+    return np.asarray(response.T @ (field.posterior - field.covariance) @ response)
 
 
 def load_evaluation(path: Path) -> dict[str, np.ndarray]:

@@ -391,15 +391,24 @@ class Pipeline:
         with self.session():
             self.connect()
             inputs = [[spec.id for spec in specs], store.hash]
-            if not (self.folder / "fields" / "moments").is_dir():
+            if not (self.folder / "fields" / "moments" / "penalty.safetensors").is_file():
                 self.directory.forget("moments")
             self._stage(
                 "moments", f"{len(specs)} passes over the shards", inputs, self._make_moments(store, specs)
             )
 
     def _make_moments(self, store: ShardStore, specs: list[MemberSpec]) -> Callable[[Advance], Any]:
+        from safetensors.numpy import save
+
         from galray.gravity import Kernel, efficiency_map, save_field
-        from galray.measurement import evaluate, measure_moments, places_of, save_map, star_counts
+        from galray.measurement import (
+            evaluate,
+            measure_moments,
+            penalty_covariance,
+            places_of,
+            save_map,
+            star_counts,
+        )
         from galray.member_stars import member_config
 
         places = places_of(self.config, store)
@@ -428,6 +437,8 @@ class Pipeline:
                         counts = star_counts(store, settings.selection_cells_kpc)
                         seen = efficiency_map(counts, found.selections["shared"].log_efficiency)
                         save_map(seen, target / "dust.safetensors")
+                    hidden = penalty_covariance(field, places, kernel)
+                    write_atomic(target / "penalty.safetensors", save({"covariance": hidden}))
                     outcome = {k: float(v) for k, v in field.statistics.items()}
                     for i, replica in enumerate(replicas):
                         evaluate(

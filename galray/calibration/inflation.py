@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +78,8 @@ def inflate(
         factors |= {("combined", name): factor for (_, name), factor in factors.items()}
     out = {}
     for method, estimate in estimates.items():
-        grow = np.array([factors.get((method, q.name), 1.0) for q in places.quantities])
-        terms = {
-            name: replace(term, covariance=term.covariance * np.outer(grow, grow))
-            for name, term in estimate.terms.items()
-        }
-        out[method] = replace(estimate, terms=terms)
+        grow = [factors.get((method, quantity.name), 1.0) for quantity in places.quantities]
+        out[method] = estimate.inflated(np.array(grow))
     path, known = Path(config.calibration.apply).expanduser(), table.meta[KEY]
     keep = ("name", "mocks", "stars", "config_hash", "seed", "created", "galray", "git")
     record = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from galray.calibration.settings import CalibrationSettings, PriorSettings
+from galray.catalog.storage import is_url
 from galray.config import MockSettings, RunConfig
 from galray.errors import GalrayError
 from galray.mocks import MilkyWaySettings
@@ -42,8 +43,14 @@ def check(config: RunConfig) -> None:
     """Look for what cannot be calibrated before anything is simulated.
 
     Raises:
-        GalrayError: The vertical inversion, distances joined from elsewhere, or a ball beyond the mocks'.
+        GalrayError: The vertical inversion, distances joined from elsewhere, a ball beyond the mocks', or no
+            folder to keep them in.
     """
+    if is_url(config.output):
+        raise GalrayError(
+            f"output = {config.output!r}: a calibration is kept in a folder that all nodes share",
+            "name one with --set output=…",
+        )
     if "vertical" in config.methods:
         raise GalrayError(
             "methods: the vertical inversion has no calibration", "calibrate flow, score or moments"
@@ -83,7 +90,9 @@ def mock_config(config: RunConfig, index: int) -> RunConfig:
     seed = seed_for(config.seed, "calibration", index)
     galaxy = _galaxy(settings, catalog.ball.radius_kpc, draw(settings.prior, seed))
     kept = catalog.model_dump(mode="json", include=set(_CATALOG))
-    values = config.model_dump(mode="json", exclude={"mock", "catalog", "calibration", "description"})
+    values = config.model_dump(
+        mode="json", exclude={"mock", "catalog", "calibration", "description", "blind"}
+    )
     values |= {
         "name": "mock",
         "output": str(cache_folder(config) / "measurements"),
@@ -119,14 +128,14 @@ def galaxy_config(run: RunConfig) -> RunConfig:
 def procedure(config: RunConfig) -> dict[str, Any]:
     """What a measurement is done with, as JSON: equal for the calibration and the runs it holds for."""
     networks = [name for name in config.methods if name in ("flow", "score")]
-    ensemble = config.ensemble
+    unused = {"flow", "score", "moments"}.difference(config.methods)
+    resources = {"concurrent", "cpus_per_member", "gpus_per_member", "threads", "max_crashes"}
     return {
         "methods": sorted(config.methods),
         "catalog": config.catalog.model_dump(mode="json", include=set(_CATALOG)),
         "gravity": config.gravity.model_dump(mode="json", exclude={"baryons"}),
         "places": config.places.model_dump(mode="json"),
-        "ensemble": {name: getattr(ensemble, name).model_dump(mode="json") for name in sorted(config.methods)}
-        | {"budget": ensemble.budget.model_dump(mode="json")},
+        "ensemble": config.ensemble.model_dump(mode="json", exclude=unused | resources),
         "training": {name: getattr(config.training, name).model_dump(mode="json") for name in networks},
         **{name: getattr(config, name).model_dump(mode="json") for name in networks},
     }

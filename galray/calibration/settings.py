@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from galray.mocks import MilkyWaySettings, ObserveSettings
 from galray.settings import Settings
 
-__all__ = ["CalibrationSettings", "PriorSettings"]
+__all__ = ["CalibrationGalaxySettings", "CalibrationSettings", "PriorSettings"]
 
 Range = tuple[float, float]
 
@@ -58,13 +58,22 @@ _LIMITS = {
 }
 
 
+class CalibrationGalaxySettings(MilkyWaySettings):
+    """A mock galaxy of a calibration: small, and mixed no longer than its noise can tell."""
+
+    num_stars: int = Field(default=50_000, gt=0, description="Stars in the ball.")
+    mixing_periods: float = Field(
+        default=6.0, ge=3, description="Longest time that an orbit is followed, in radial periods."
+    )
+
+
 class CalibrationSettings(Settings):
     """Repeats of the whole measurement on mock galaxies of known truth."""
 
     mocks: int = Field(default=100, ge=4, description="Mock galaxies.")
     prior: PriorSettings = Field(default=PriorSettings(), description="What differs between them.")
-    galaxy: MilkyWaySettings = Field(
-        default=MilkyWaySettings(num_stars=50_000, mixing_periods=6),
+    galaxy: CalibrationGalaxySettings = Field(
+        default=CalibrationGalaxySettings(),
         description="All else of the mock galaxies; their ball reaches a twentieth beyond the run's own.",
     )
     observe: ObserveSettings = Field(default=ObserveSettings(), description="How they are observed.")

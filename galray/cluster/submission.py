@@ -23,7 +23,7 @@ from galray.errors import GalrayError
 
 __all__ = ["STAGES", "Job", "JobServer"]
 
-STAGES = ("run", "mock", "tune", "ensemble", "gravity")
+STAGES = ("run", "mock", "tune", "ensemble", "calibrate", "gravity")
 """The commands that can be submitted."""
 
 _SECRET = re.compile(r"secret|token|password|credential|private|key", re.IGNORECASE)

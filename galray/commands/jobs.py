@@ -32,7 +32,7 @@ def submit(
     config: ConfigArgument,
     address: AddressOption = "",
     set_: SetOption = None,
-    stage: Annotated[str, typer.Option(help="run, mock, tune, ensemble or gravity")] = "run",
+    stage: Annotated[str, typer.Option(help="run, mock, tune, ensemble, calibrate or gravity")] = "run",
     follow: FollowOption = False,
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="A=B", help="A variable of the job; may be repeated.")

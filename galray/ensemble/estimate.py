@@ -130,6 +130,14 @@ class Estimate:
         """Give the estimate with its values shifted by known amounts `(Q,)`."""
         return replace(self, value=self.value + shift)
 
+    def inflated(self, factors: Array) -> Estimate:
+        """Multiply the errors of each quantity by a factor `(Q,)`, every term alike."""
+        terms = {
+            name: replace(term, covariance=term.covariance * np.outer(factors, factors))
+            for name, term in self.terms.items()
+        }
+        return replace(self, terms=terms)
+
     def transform(self, matrix: Array) -> Estimate:
         """Give linear combinations of the quantities (averages, differences) with their budget.
 

@@ -24,7 +24,7 @@ __all__ = ["combine_methods"]
 Array = NDArray[np.float64]
 
 _TINY = 1e-300
-_OWN = ("network", "hyperparameters")
+_OWN = ("network", "hyperparameters", "penalty")
 """Terms that are each method's own: independent between methods."""
 _STEADY_DOF = 8.0
 """Degrees of freedom that smooth the variances by which methods are weighed."""
@@ -38,12 +38,13 @@ def combine_methods(
 ) -> Estimate:
     """Combine methods that measured the same quantities from the same stars, with random effects.
 
-    What comes of the networks (seeds, hyperparameters) is independent between methods; every other term is
-    taken as fully correlated between them, because the stars are the same, so averaging does not reduce it.
-    What the methods differ by beyond those independent errors is the variance between methods, τ² (by
-    moments, as in DerSimonian & Laird 1986, Control. Clin. Trials 7, 177, pooled over similar quantities),
-    and enters as the term "method". Weights go as the inverse of each method's whole variance, floored at
-    half the median and capped, so that no accidentally small variance takes everything.
+    What comes of the networks (seeds, hyperparameters) or of a spline's penalty is independent between
+    methods; every other term is taken as fully correlated between them, because the stars are the same, so
+    averaging does not reduce it. What the methods differ by beyond those independent errors is the variance
+    between methods, τ² (by moments, as in DerSimonian & Laird 1986, Control. Clin. Trials 7, 177, pooled
+    over similar quantities), and enters as the term "method". Weights go as the inverse of each method's
+    whole variance, floored at half the median and capped, so that no accidentally small variance takes
+    everything.
 
     Arguments:
         estimates: One per method, same Q quantities.

@@ -57,10 +57,10 @@ __all__ = [
     "load_evaluation",
     "measure_moments",
     "moment_blocks",
+    "penalty_covariance",
     "places_of",
     "require_stars",
     "run_member",
-    "penalty_covariance",
     "save_map",
     "star_counts",
 ]

@@ -303,7 +303,7 @@ def moments_summary(
         ``quantities``, and ``notes``: sentences about the fit.
     """
     from galray.ensemble import EnsembleSettings, FamilyDesign, design
-    from galray.measurement import evaluate, moment_blocks
+    from galray.measurement import evaluate, moment_blocks, penalty_covariance
 
     settings = settings or gravity.GravitySettings()
     kernel = gravity.Kernel.from_settings(settings.kernel)
@@ -337,7 +337,7 @@ def moments_summary(
         groups=[q.name for q in places.quantities],
         jackknife=(len(replicas) - 1) / len(replicas) * spread.T @ spread,
         jackknife_blocks=len(replicas),
-    )
+    ).with_term("penalty", penalty_covariance(field, places, kernel))
     rows = summary.quantity_rows(places, {"moments": estimate}, None)
     return {
         "quantities": [row for row in rows if not row["name"].startswith("rho_dm")],

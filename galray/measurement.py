@@ -394,6 +394,8 @@ def measure_moments(
     settings: MomentsSettings,
     spec: Mapping[str, Any] | None = None,
     progress: Any = None,
+    *,
+    penalty: Any = None,
 ) -> tuple[SplineField, np.ndarray, MomentResult]:
     """The weak-form inversion of a whole store: one pass over its shards, one linear solve.
 
@@ -405,12 +407,13 @@ def measure_moments(
         settings: Splines, test functions, penalty.
         spec: The member that looks at them, as of `MemberSpec.to_dict`; None sees them as measured.
         progress: Called with (done, all) after every shard.
+        penalty: Strengths to take in place of what ``settings.penalty`` says, such as another field's.
 
     Returns:
         The field, the coefficients of the leave-one-out solutions, shape (blocks, splines), and all else.
     """
     moments = Moments(settings, store.ball)
     blocks = moment_blocks(store, settings, spec, progress)
-    result = moments.result(blocks)
+    result = moments.result(blocks, penalty=penalty)
     field, replicas = moments.jackknife(blocks, result)
     return field, replicas, result

@@ -420,6 +420,7 @@ class Pipeline:
 
         def fill(target: Path, advance: Advance) -> dict[str, float]:
             outcome: dict[str, float] = {}
+            base: Any = None
             for number, spec in enumerate(specs):
 
                 def progress(done: int, total: int, number: int = number, name: str = spec.name) -> None:
@@ -427,11 +428,17 @@ class Pipeline:
 
                 member = spec.to_dict()
                 settings = member_config(self.config, member).gravity.moments
-                field, replicas, found = measure_moments(store, settings, member, progress)
+                # Members differ from the base by their stars alone: what the choice of a penalty may do is a
+                # term of its own, and a choice made anew would bring it in once more.
+                same = base is not None and settings == self.config.gravity.moments
+                field, replicas, found = measure_moments(
+                    store, settings, member, progress, penalty=base.penalty if same else None
+                )
                 evaluate(field, places, kernel, target / f"{spec.slug}.safetensors")
                 if spec.varied != "base":
                     save_field(field, target / spec.slug)
                 if spec.varied == "base":
+                    base = field
                     save_field(field, target / "field")
                     if settings.selection_cells_kpc:
                         counts = star_counts(store, settings.selection_cells_kpc)

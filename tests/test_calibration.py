@@ -335,6 +335,9 @@ def test_a_run_applies_it_and_says_so(tmp_path, calibrated):
         assert new["value"] == old["value"]
         if old["error"] is not None:
             assert new["error"] == pytest.approx(old["error"] * factors.get(old["name"], 1.0), rel=1e-9)
+    terms = {term["term"]: term for term in after["headline"]["terms"]}
+    assert terms.keys() >= {"statistics", "measurement", "penalty"}
+    assert terms["penalty"]["error"] > 0
     squares = sum(term["error"] ** 2 for term in after["headline"]["terms"])
     assert math.sqrt(squares) == pytest.approx(after["headline"]["error"], rel=1e-6)
     page = (run.folder / "report.html").read_text()

@@ -200,6 +200,17 @@ def test_methods_that_disagree_make_a_large_method_term():
     assert np.allclose(total, differ.error)
 
 
+def test_what_a_penalty_hides_is_a_method_s_own():
+    specs = _specs(seeds=2, bootstraps=1, draws=1)
+    galaxy = Galaxy(np.random.default_rng(11))
+    pair = [combine_family(specs, galaxy.family(specs, 0.0, 0.1, 0.1, 0.1)) for _ in range(2)]
+    hidden = np.full(Q, 0.04)
+    combined = combine_methods([pair[0], pair[1].with_term("penalty", hidden)])
+    assert combined.weights is not None
+    assert np.allclose(combined.terms["penalty"].variance, combined.weights[1] ** 2 * hidden)
+    assert np.all(combined.weights[1] < combined.weights[0])
+
+
 def test_one_method_stands_for_itself_and_says_so():
     specs = _specs(seeds=2, bootstraps=1, draws=1)
     only = combine_family(specs, Galaxy(np.random.default_rng(8)).family(specs, 0.0, 1.0, 1.0, 1.0))

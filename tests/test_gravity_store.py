@@ -1,5 +1,6 @@
 """`galray gravity STORE`: the moments of shard stores from the command line, in this process and on Ray."""
 
+import math
 import sys
 
 import numpy as np
@@ -10,10 +11,12 @@ from galray import cli
 from galray.catalog import BallSettings, CatalogSettings, ShardStore, ingest
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
-from galray.gravity import MomentsSettings, load_field
-from galray.measurement import measure_moments, moment_blocks
+from galray.gravity import Kernel, MomentsSettings, load_field
+from galray.measurement import measure_moments, moment_blocks, penalty_covariance
 from galray.mocks.observe import observables, source_ids
+from galray.results import Places, PlacesSettings
 from galray.store_gravity import measure_store
+from galray.units import MSUN_PC3
 
 SMALL = [
     "gravity.moments.num_potential_splines=[5, 7]",
@@ -99,6 +102,42 @@ def test_jackknife_over_the_sky(stores):
     field, replicas, _ = measure_moments(stores[0], settings)
     assert replicas.shape == (8, field.basis.size)
     assert field.statistics["num_stars"] == stores[0].num_rows
+
+
+def test_what_the_penalty_may_hide(stores):
+    settings = MomentsSettings(num_potential_splines=(5, 7), num_test_splines=(6, 9), penalty=0.5)
+    field, _ = measure_moments(stores[0], settings)
+    kernel = Kernel()
+    where = PlacesSettings(heights=(0.5,), average_heights=(0.2, 0.8), average_arc=0.5)
+    places = Places(where, stores[0].frame, stores[0].ball.center, stores[0].ball.radius, kernel.reach)
+    hidden = penalty_covariance(field, places, kernel)
+    assert hidden.shape == (places.num_values,) * 2
+    rows = [i for i, q in enumerate(places.quantities) if q.name == "a_z" and q.profile is None]
+    x = np.array([places.quantities[i].position for i in rows])
+    wide, narrow = (
+        field.predict(x, errors=which)[1].numpy()[2::3, 2::3] for which in ("total", "statistics")
+    )
+    np.testing.assert_allclose(hidden[np.ix_(rows, rows)], wide - narrow, rtol=1e-6, atol=1e-6)
+    dense = [i for i, q in enumerate(places.quantities) if q.name == "rho" and q.profile is None]
+    x = np.array([places.quantities[i].position for i in dense])
+    both = (
+        field.predict(x, "smoothed_density", kernel, errors=which)[1] for which in ("total", "statistics")
+    )
+    wide, narrow = (covariance.numpy() / MSUN_PC3**2 for covariance in both)
+    np.testing.assert_allclose(hidden[np.ix_(dense, dense)], wide - narrow, rtol=1e-6, atol=1e-12)
+    # the circular speed is not linear in Φ: v_c² = R |a_R|, so δv_c = R δa_R / 2 v_c
+    speed = places.index("v_c")
+    plane = np.array([places.x[places.quantities[speed].rows[0]]])
+    error = [field.predict(plane, errors=which)[1][0, 0].item() for which in ("total", "statistics")]
+    force = -field.acceleration(plane)[0, 0].item() * plane[0, 0]
+    expected = 0.5 * abs(plane[0, 0]) * math.sqrt((error[0] - error[1]) / force)
+    assert math.sqrt(hidden[speed, speed]) == pytest.approx(expected, rel=0.05)
+    # hardly penalised, hardly anything is hidden
+    free, _ = measure_moments(stores[0], settings, penalty=(1e-6, 1e-6))
+    assert free.penalty == (1e-6, 1e-6)
+    assert np.trace(penalty_covariance(free, places, kernel)[np.ix_(rows, rows)]) < 0.1 * np.trace(
+        hidden[np.ix_(rows, rows)]
+    )
 
 
 def test_mistakes_are_told_in_one_line(stores, monkeypatch, capsys, tmp_path):

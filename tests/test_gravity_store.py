@@ -106,7 +106,7 @@ def test_jackknife_over_the_sky(stores):
 
 def test_what_the_penalty_may_hide(stores):
     settings = MomentsSettings(num_potential_splines=(5, 7), num_test_splines=(6, 9), penalty=0.5)
-    field, _ = measure_moments(stores[0], settings)
+    field, _, _ = measure_moments(stores[0], settings)
     kernel = Kernel()
     where = PlacesSettings(heights=(0.5,), average_heights=(0.2, 0.8), average_arc=0.5)
     places = Places(where, stores[0].frame, stores[0].ball.center, stores[0].ball.radius, kernel.reach)
@@ -133,7 +133,7 @@ def test_what_the_penalty_may_hide(stores):
     expected = 0.5 * abs(plane[0, 0]) * math.sqrt((error[0] - error[1]) / force)
     assert math.sqrt(hidden[speed, speed]) == pytest.approx(expected, rel=0.05)
     # hardly penalised, hardly anything is hidden
-    free, _ = measure_moments(stores[0], settings, penalty=(1e-6, 1e-6))
+    free, _, _ = measure_moments(stores[0], settings, penalty=(1e-6, 1e-6))
     assert free.penalty == (1e-6, 1e-6)
     assert np.trace(penalty_covariance(free, places, kernel)[np.ix_(rows, rows)]) < 0.1 * np.trace(
         hidden[np.ix_(rows, rows)]

@@ -1,6 +1,5 @@
 """`galray gravity STORE`: the moments of shard stores from the command line, in this process and on Ray."""
 
-import math
 import sys
 
 import numpy as np
@@ -125,13 +124,6 @@ def test_what_the_penalty_may_hide(stores):
     )
     wide, narrow = (covariance.numpy() / MSUN_PC3**2 for covariance in both)
     np.testing.assert_allclose(hidden[np.ix_(dense, dense)], wide - narrow, rtol=1e-6, atol=1e-12)
-    # the circular speed is not linear in Φ: v_c² = R |a_R|, so δv_c = R δa_R / 2 v_c
-    speed = places.index("v_c")
-    plane = np.array([places.x[places.quantities[speed].rows[0]]])
-    error = [field.predict(plane, errors=which)[1][0, 0].item() for which in ("total", "statistics")]
-    force = -field.acceleration(plane)[0, 0].item() * plane[0, 0]
-    expected = 0.5 * abs(plane[0, 0]) * math.sqrt((error[0] - error[1]) / force)
-    assert math.sqrt(hidden[speed, speed]) == pytest.approx(expected, rel=0.05)
     # hardly penalised, hardly anything is hidden
     free, _, _ = measure_moments(stores[0], settings, penalty=(1e-6, 1e-6))
     assert free.penalty == (1e-6, 1e-6)

@@ -103,8 +103,8 @@ def _solve(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "stars": len(w),
         "seconds": seconds,
-        "a": (value.numpy() / a)[:, [0, 2]].tolist(),
-        "a_error": (error / np.abs(a))[:, [0, 2]].tolist(),
+        "a": (value.numpy()[:, [0, 2]] / a[:, [0, 2]]).tolist(),
+        "a_error": (error[:, [0, 2]] / np.abs(a[:, [0, 2]])).tolist(),
         "rho": (density.numpy() / rho).tolist(),
         "rho_error": (density_covariance.diagonal().sqrt().numpy() / rho).tolist(),
         "chi2": result.solution.chi2 if result.solution else None,

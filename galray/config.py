@@ -160,6 +160,7 @@ class RunConfig(Settings):
             ("name", "description", "output", "tune", "calibration", "tracking", "cluster", "cost"), True
         )
         resources = {"concurrent", "cpus_per_member", "gpus_per_member", "threads", "max_crashes"}
+        resources |= {"memory_gb_per_member", "labels"}
         # How many bad files are forgiven changes no star (the store's own hash tells which stars it has), and
         # tiles are for looking at.
         catalog = {"allow_bad", "views", "tiles"}

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from galray.cluster import (
     ClusterExecutor,
     ClusterSettings,
+    TaskNeeds,
     connect,
     map_shards,
+    node_leaves,
     require,
     resources,
     stream_shards,
@@ -170,3 +172,32 @@ def test_executor_maps_in_order_with_and_without_a_cluster(ray_session):
     assert values[0].tolist() == [0.0, 1.0, 2.0, 3.0]
     with pytest.raises(TypeError, match="timeout"):
         ClusterExecutor().map(_scaled, values, [2.0] * 5, timeout=3)
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        ({"memory_gb": 1e6}, "1e\\+06 GB of memory"),
+        ({"labels": {"kind": "big"}}, "the label kind = big"),
+        ({"cpus": 2, "labels": {"kind": "in(big, huge)"}}, "the label kind"),
+    ],
+)
+def test_what_no_node_has_is_refused_at_once(ray_session, needs, words):
+    with pytest.raises(GalrayError, match=words):
+        require(needs=TaskNeeds(**needs), what="a member")
+    assert require(needs=TaskNeeds(cpus=2, memory_gb=0.1, labels={"kind": "!big"})).connected
+
+
+def test_needs_become_what_ray_takes():
+    needs = TaskNeeds(cpus=2, gpus=0.25, memory_gb=3, labels={"kind": "big"})
+    assert needs.options() == {
+        "num_cpus": 2, "num_gpus": 0.25, "memory": 3_000_000_000, "label_selector": {"kind": "big"},
+    }  # fmt: skip
+    assert needs.bundle() == {"CPU": 2, "GPU": 0.25, "memory": 3_000_000_000}
+    node = {"Resources": {"CPU": 2, "GPU": 1, "memory": 4e9}, "Labels": {"kind": "big"}}
+    assert needs.missing(node) == ""
+    assert "0.25 GPUs" in needs.missing({"Resources": {"CPU": 2, "memory": 4e9}})
+
+
+def test_a_node_that_stays_is_not_told_to_leave(ray_session):
+    assert not node_leaves()

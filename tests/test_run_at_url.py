@@ -11,11 +11,14 @@ import galray
 from galray.catalog.lease import LEASE
 from galray.catalog.mirror import SCRATCH, Mirror
 from galray.config import load_config
-from galray.ensemble import MemberSpec, MemberStore, run_members
+from galray.ensemble import EnsembleSettings, MemberSpec, MemberStore, run_members
 from galray.ensemble import store as member_files
 from galray.errors import GalrayError
 from galray.pipeline import Pipeline
 from tests.chain_config import write_config
+
+HERE = EnsembleSettings(concurrent=0)
+"""Members one by one in this process, whatever cluster another test has left connected."""
 
 
 def test_a_run_at_a_url_goes_on_elsewhere_and_is_read_from_a_third(tmp_path, s3_storage, monkeypatch) -> None:
@@ -72,12 +75,12 @@ def test_a_member_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch) -> 
     place = Mirror("s3://galray/members", s3_storage)
     specs = [MemberSpec(0, "score", context_hash="a"), MemberSpec(1, "score", seed=1, context_hash="a")]
     with pytest.raises(KeyboardInterrupt):
-        run_members(specs[:1], spoilt, place)
+        run_members(specs[:1], spoilt, place, settings=HERE)
     assert place.sizes("000.tmp").keys() >= {"000.tmp/epoch.txt", "000.tmp/spec.json"}
 
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
     second = Mirror("s3://galray/members", s3_storage)
-    (outcome,) = run_members(specs[:1], spoilt, second)
+    (outcome,) = run_members(specs[:1], spoilt, second, settings=HERE)
     assert outcome.result == {"begun_at": 1}
     assert {name.split("/")[0] for name in place.sizes()} == {"000"}
 
@@ -92,6 +95,31 @@ def test_a_member_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch) -> 
     failed = driver.finish(specs[1], seconds=0.0, traceback="WorkerDied: gone")
     assert failed.error == "WorkerDied: gone"
     assert (failed.folder / "epoch.txt").read_text() == "5"
+
+
+def leaving(spec: dict, folder: str, context: dict) -> dict:
+    """A member that reports two epochs, each with its checkpoint before."""
+    checkpoint = Path(folder) / "epoch.txt"
+    begun = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    for epoch in range(begun, 2):
+        checkpoint.write_text(str(epoch + 1))
+        member_files._last_report.clear()
+        member_files.report_progress(folder, epoch / 2)
+    return {"begun": begun}
+
+
+def test_a_member_leaves_with_its_node_and_goes_on_elsewhere(tmp_path, s3_storage, monkeypatch) -> None:
+    """Notice of a preemption: the checkpoint is sent there and then, not when the next one is due."""
+    monkeypatch.setattr(member_files, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("galray.ensemble.execute.node_leaves", lambda: True)
+    place, spec = Mirror("s3://galray/leaving", s3_storage), MemberSpec(0, "score", context_hash="a")
+    with pytest.raises(member_files.NodeLeavesError, match="to be taken away"):
+        run_members([spec], leaving, place, settings=HERE)
+    assert place.read("000.tmp/epoch.txt") == b"1"
+    monkeypatch.setattr("galray.ensemble.execute.node_leaves", lambda: False)
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
+    (outcome,) = run_members([spec], leaving, Mirror("s3://galray/leaving", s3_storage), settings=HERE)
+    assert outcome.result == {"begun": 1}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from tests.unsteady import Doorway, unsteady_s3
 SPECS = [MemberSpec(i, "score", seed=i, context_hash="x") for i in range(4)]
 
 
+HERE = EnsembleSettings(concurrent=0)
+
+
 def busy(spec: dict, folder: str, context: dict) -> dict:
     """A member that writes files, and says how far it is."""
     for part in range(3):
@@ -46,7 +49,7 @@ def test_a_store_that_refuses_one_request_in_five(tmp_path, monkeypatch) -> None
         )
         there = ingest(settings, "s3://galray/store")
         assert there.hash == ingest(settings, tmp_path / "here").hash
-        outcomes = run_members(SPECS[:2], busy, Mirror("s3://galray/members", storage))
+        outcomes = run_members(SPECS[:2], busy, Mirror("s3://galray/members", storage), settings=HERE)
         assert [outcome.status for outcome in outcomes] == ["finished"] * 2
         assert counts[1] >= 10
         assert 4.5 < counts[0] / counts[1] < 5.5
@@ -84,15 +87,15 @@ def test_a_node_whose_disk_is_full(full_disk, tmp_path, s3_storage, monkeypatch)
     """Outcome: the members say why they failed; with space they go on, and what was finished stays."""
     from galray.errors import GalrayError
 
-    done = run_members(SPECS[:1], busy, Mirror("s3://galray/full", s3_storage))
+    done = run_members(SPECS[:1], busy, Mirror("s3://galray/full", s3_storage), settings=HERE)
     assert done[0].finished
     monkeypatch.setenv(SCRATCH, str(full_disk))
     (full_disk / "ballast").write_bytes(bytes(1_000_000))
     with pytest.raises((GalrayError, OSError)) as caught:
-        run_members(SPECS[1:2], busy, Mirror("s3://galray/full", s3_storage))
+        run_members(SPECS[1:2], busy, Mirror("s3://galray/full", s3_storage), settings=HERE)
     assert "No space left" in str(caught.value)
     (full_disk / "ballast").unlink()
-    outcomes = run_members(SPECS[:2], busy, Mirror("s3://galray/full", s3_storage))
+    outcomes = run_members(SPECS[:2], busy, Mirror("s3://galray/full", s3_storage), settings=HERE)
     assert [outcome.status for outcome in outcomes] == ["finished"] * 2
     assert outcomes[0].reused
 

@@ -42,7 +42,7 @@ class Crew:
         settings: The catalogue's configuration in JSON.
         place: Where workers write: a folder that all of them share, or a URL.
         seed: Salt of the hash that deals stars into shards.
-        num_workers: Number of actors of one CPU; 0 to work in this process.
+        num_workers: Number of actors, of what ``cluster.tasks`` says each; 0 to work in this process.
 
     Raises:
         GalrayError: Ray is asked for but not connected.
@@ -68,9 +68,12 @@ class Crew:
                 f"{num_workers} ingest workers are asked for, but Ray is not connected",
                 "connect first (galray.cluster.connect), or use num_workers = 0",
             )
+        from galray.cluster import require, task_needs
+
+        require(needs=task_needs(), what="a worker of the ingest")
         environment = {"env_vars": {"POLARS_MAX_THREADS": os.environ.get("POLARS_MAX_THREADS", "1")}}
         self._ray = ray
-        self._actor_class = ray.remote(num_cpus=1, runtime_env=environment)(Worker)
+        self._actor_class = ray.remote(**task_needs().options(), runtime_env=environment)(Worker)
 
     def __enter__(self) -> Crew:
         return self

@@ -5,11 +5,14 @@ from galray.cluster.connection import (
     Resources,
     connect,
     is_connected,
+    node_leaves,
     require,
     resources,
+    task_needs,
     without_cluster,
 )
 from galray.cluster.mapping import ClusterExecutor, map_shards, stream_shards
+from galray.cluster.needs import TaskNeeds
 from galray.cluster.settings import ClusterSettings
 
 __all__ = [
@@ -17,11 +20,14 @@ __all__ = [
     "ClusterSettings",
     "Connection",
     "Resources",
+    "TaskNeeds",
     "connect",
     "is_connected",
     "map_shards",
+    "node_leaves",
     "require",
     "resources",
     "stream_shards",
+    "task_needs",
     "without_cluster",
 ]

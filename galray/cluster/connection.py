@@ -15,10 +15,21 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from galray.cluster.needs import TaskNeeds
 from galray.cluster.settings import ClusterSettings
 from galray.errors import GalrayError
 
-__all__ = ["Connection", "Resources", "connect", "is_connected", "require", "resources", "without_cluster"]
+__all__ = [
+    "Connection",
+    "Resources",
+    "connect",
+    "is_connected",
+    "node_leaves",
+    "require",
+    "resources",
+    "task_needs",
+    "without_cluster",
+]
 
 _TOLERANCE = 1e-6
 _current: Connection | None = None
@@ -206,12 +217,20 @@ def resources() -> Resources:
     )
 
 
-def require(num_cpus: float = 1, num_gpus: float = 0, *, what: str = "a task") -> Resources:
+def task_needs() -> TaskNeeds:
+    """What a task of a pass over stars needs by the settings of this process's connection."""
+    return _current.settings.tasks if _current is not None else TaskNeeds()
+
+
+def require(
+    num_cpus: float = 1, num_gpus: float = 0, *, needs: TaskNeeds | None = None, what: str = "a task"
+) -> Resources:
     """Refuse at once what Ray would let wait for ever.
 
     Arguments:
         num_cpus: CPUs that one task needs on one node.
         num_gpus: GPUs that one task needs on one node.
+        needs: Both, with memory and labels, in their place.
         what: What needs them, for the message.
 
     Returns:
@@ -221,9 +240,13 @@ def require(num_cpus: float = 1, num_gpus: float = 0, *, what: str = "a task") -
         GalrayError: No node can ever hold the task; not raised for a cluster that may grow
             (`cluster.autoscaling = true`).
     """
+    needs = needs or TaskNeeds(cpus=num_cpus, gpus=num_gpus)
     have = resources()
     growing = _current is not None and _current.settings.autoscaling
-    for name, need, most in (("CPU", num_cpus, have.max_node_cpus), ("GPU", num_gpus, have.max_node_gpus)):
+    for name, need, most in (
+        ("CPU", needs.cpus, have.max_node_cpus),
+        ("GPU", needs.gpus, have.max_node_gpus),
+    ):
         if need > most + _TOLERANCE and not growing:
             where = "the largest node of the Ray cluster" if have.connected else "this machine"
             raise GalrayError(
@@ -231,7 +254,33 @@ def require(num_cpus: float = 1, num_gpus: float = 0, *, what: str = "a task") -
                 f"ask for at most {most:g}, join a larger cluster with cluster.address, or set "
                 "cluster.autoscaling=true if this one will grow",
             )
+    if have.connected and not growing:
+        import ray
+
+        lacking = [needs.missing(node) for node in ray.nodes() if node["Alive"]]
+        if lacking and all(lacking):
+            raise GalrayError(
+                f"{what} fits on none of the Ray cluster's {len(lacking)} nodes: one lacks {lacking[0]}",
+                "ask for less, correct the labels, or set cluster.autoscaling=true if the cluster will grow",
+            )
     return have
+
+
+def node_leaves() -> bool:
+    """Whether the node of this process has been given notice, as spot nodes are before they are taken away.
+
+    False without a cluster, and where the cluster does not tell.
+    """
+    if not is_connected():
+        return False
+    import ray
+
+    try:
+        # Ray Train's own watcher looks there; there is no public way.
+        leaving = ray._private.state.state.get_draining_nodes()
+        return ray.get_runtime_context().get_node_id() in leaving
+    except Exception:
+        return False
 
 
 def _knock(address: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from galray.cluster.connection import is_connected, require, resources
+from galray.cluster.connection import is_connected, require, resources, task_needs
+from galray.cluster.needs import TaskNeeds
 from galray.errors import GalrayError
 
 __all__ = ["ClusterExecutor", "map_shards", "stream_shards"]
@@ -29,8 +30,8 @@ def map_shards(
     shards: Sequence[Shard],
     *,
     reduce: Callable[[Any, Any], Any] = operator.add,
-    num_cpus: float = 1,
-    num_gpus: float = 0,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
     max_in_flight: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
@@ -44,8 +45,8 @@ def map_shards(
             read-only on a worker.
         shards: What it is called with: paths, or arrays of a few MB at most.
         reduce: How two results become one; addition by default.
-        num_cpus: CPUs of one task.
-        num_gpus: GPUs (also a fraction) of one task.
+        num_cpus: CPUs of one task; that of ``cluster.tasks`` where not given.
+        num_gpus: GPUs (also a fraction) of one task, likewise.
         max_in_flight: Tasks that may be unfinished or not yet added up; twice what runs at once by default.
         progress: Called with (done, all) after every shard.
 
@@ -69,8 +70,8 @@ def stream_shards(
     function: Callable[[Shard], Result],
     shards: Sequence[Shard],
     *,
-    num_cpus: float = 1,
-    num_gpus: float = 0,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
     max_in_flight: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Result]:
@@ -84,7 +85,9 @@ def stream_shards(
     if max_in_flight is not None and max_in_flight < 1:
         raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
     if is_connected():
-        results = _on_cluster(function, shards, num_cpus, num_gpus, max_in_flight)
+        asked = {"cpus": num_cpus, "gpus": num_gpus}
+        given = {name: value for name, value in asked.items() if value is not None}
+        results = _on_cluster(function, shards, task_needs().model_copy(update=given), max_in_flight)
     else:
         results = _in_process(function, shards)
     for done, result in enumerate(results, start=1):
@@ -124,19 +127,18 @@ def _in_process(function: Callable[[Any], Any], shards: Sequence[Any]) -> Iterat
 def _on_cluster(
     function: Callable[[Any], Any],
     shards: Sequence[Any],
-    num_cpus: float,
-    num_gpus: float,
+    needs: TaskNeeds,
     max_in_flight: int | None,
 ) -> Iterator[Any]:
     import ray
 
-    have = require(num_cpus, num_gpus, what="a task over one shard")
+    have = require(needs=needs, what="a task over one shard")
     if max_in_flight is None:
-        slots = have.num_cpus / num_cpus if num_cpus else len(shards)
-        if num_gpus:
-            slots = min(slots, have.num_gpus / num_gpus)
+        slots = have.num_cpus / needs.cpus if needs.cpus else len(shards)
+        if needs.gpus:
+            slots = min(slots, have.num_gpus / needs.gpus)
         max_in_flight = max(2, int(2 * slots))
-    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(_call)
+    task = ray.remote(**needs.options())(_call)
     shared = ray.put(function)  # once into the object store, not once per task
     waiting: deque[tuple[Any, Any]] = deque()
     todo = iter(shards)
@@ -152,7 +154,7 @@ def _on_cluster(
             if not waiting:
                 return
             shard, reference = waiting.popleft()
-            yield _fetch(reference, shard, num_cpus, num_gpus)
+            yield _fetch(reference, shard, needs)
     finally:
         for _, reference in waiting:
             ray.cancel(reference, force=False)
@@ -162,17 +164,17 @@ def _call(function: Callable[[Any], Any], shard: Any) -> Any:
     return function(shard)
 
 
-def _fetch(reference: Any, shard: Any, num_cpus: float, num_gpus: float) -> Any:
+def _fetch(reference: Any, shard: Any, needs: TaskNeeds) -> Any:
     """Wait for one result, say so when nothing moves, and raise the function's own exception."""
     import ray
 
     while not ray.wait([reference], timeout=_STALL_SECONDS, fetch_local=False)[0]:
         free = resources()
-        if free.free_cpus + 1e-6 < num_cpus or free.free_gpus + 1e-6 < num_gpus:
+        if free.free_cpus + 1e-6 < needs.cpus or free.free_gpus + 1e-6 < needs.gpus:
             logger.warning(
                 "a task waits for %g CPUs and %g GPUs; %g and %g are free",
-                num_cpus,
-                num_gpus,
+                needs.cpus,
+                needs.gpus,
                 free.free_cpus,
                 free.free_gpus,
             )

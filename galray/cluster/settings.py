@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from galray.cluster.needs import TaskNeeds
 from galray.settings import Settings
 
 __all__ = ["ClusterSettings"]
@@ -46,6 +47,11 @@ class ClusterSettings(Settings):
     autoscaling: bool = Field(
         default=False,
         description="The cluster may grow: requests that its present nodes cannot hold wait, not fail.",
+    )
+    tasks: TaskNeeds = Field(
+        default=TaskNeeds(),
+        description="What a worker of the ingest, and a task of the moments or a mock, needs; members have "
+        "their own in [ensemble].",
     )
     log_to_driver: bool = Field(
         default=False, description="Print the workers' output on the driver's terminal."

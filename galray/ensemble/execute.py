@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from galray.catalog.mirror import Mirror, Place
+from galray.cluster import node_leaves
 from galray.ensemble.members import MemberSpec
-from galray.ensemble.store import MemberOutcome, MemberStore, on_report
+from galray.ensemble.store import MemberOutcome, MemberStore, NodeLeavesError, kept
 from galray.errors import GalrayError
 
 __all__ = ["MemberFunction", "execute", "limit_threads", "resolve"]
@@ -72,10 +73,12 @@ def execute(
     work = store.begin(spec)
     start = time.monotonic()
     try:
-        with on_report(work, lambda: store.send(spec)):
+        with kept(store, spec, node_leaves):
             result = resolve(function)(spec.to_dict(), str(work), context)
         if result is not None and not isinstance(result, dict):
             raise TypeError(f"a member's function must return a dict or None, not {type(result).__name__}")
+    except NodeLeavesError:
+        raise  # neither finished nor failed: it is started again, where there is a node
     except Exception:
         return store.finish(spec, seconds=time.monotonic() - start, traceback=traceback.format_exc())
     finally:

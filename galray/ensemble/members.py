@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from galray.cluster.needs import TaskNeeds
 from galray.ensemble.search_space import SearchRange
 from galray.errors import GalrayError
 from galray.seeds import seed_for, seed_sequence
@@ -195,6 +196,15 @@ class EnsembleSettings(Settings):
     gpus_per_member: float = Field(
         default=0, ge=0, description="GPUs of a member, also a fraction: 0.25 lets four share one."
     )
+    memory_gb_per_member: float = Field(
+        default=0,
+        ge=0,
+        description="Memory in GB that Ray keeps free for a member on its node; 0: not counted.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels of the nodes for members, as in cluster.tasks.labels.",
+    )
     threads: int = Field(default=1, ge=1, description="Threads of torch and of linear algebra in a member.")
     max_crashes: int = Field(
         default=2, ge=0, description="How often a member is started again after its process died."
@@ -245,6 +255,16 @@ class EnsembleSettings(Settings):
         if level := labels["selection"]:
             found["where"] = self.selections[level - 1]
         return found
+
+    @property
+    def needs(self) -> TaskNeeds:
+        """What one member needs of its node."""
+        return TaskNeeds(
+            cpus=self.cpus_per_member,
+            gpus=self.gpus_per_member,
+            memory_gb=self.memory_gb_per_member,
+            labels=self.labels,
+        )
 
     def families(self) -> dict[str, FamilyDesign]:
         """Give the designs of the families that have members, in their order."""

@@ -133,7 +133,7 @@ def concurrent_members(settings: EnsembleSettings, num_members: int, workers: in
                 f"set training.*.workers = {max(int(have.num_cpus), 1)} or fewer, or join a larger cluster",
             )
         return min(int(slots + 1e-6), num_members, settings.concurrent or num_members)
-    have = require(settings.cpus_per_member, settings.gpus_per_member, what="a member of the ensemble")
+    have = require(needs=settings.needs, what="a member of the ensemble")
     slots = have.num_cpus / settings.cpus_per_member
     if settings.gpus_per_member:
         slots = min(slots, have.num_gpus / settings.gpus_per_member)

@@ -32,7 +32,12 @@ _FOLDER = re.compile(r"^(\d{3,})(\.tmp)?$")
 _REPORT_SECONDS = 1.0
 _SEND_SECONDS = 20.0
 _last_report: dict[str, float] = {}
-_senders: dict[str, tuple[Callable[[], None], float]] = {}
+_LOOK_SECONDS = 5.0
+_keepers: dict[str, Callable[[float], None]] = {}
+
+
+class NodeLeavesError(Exception):
+    """The member's node is to be taken away; what it has is safe, and it goes on elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -279,26 +284,45 @@ def report_progress(folder: Path | str, fraction: float, note: str = "") -> None
     _last_report[str(folder)] = now
     with contextlib.suppress(OSError):  # no member shall die of its progress bar
         write_json(Path(folder) / "progress.json", {"fraction": float(fraction), "note": note})
-    send, last = _senders.get(str(folder), (None, 0.0))
-    if send is not None and now - last >= _SEND_SECONDS:
-        _senders[str(folder)] = (send, now)
-        with contextlib.suppress(GalrayError):  # the next one may arrive
-            send()
+    if (keeper := _keepers.get(str(folder))) is not None:
+        keeper(now)
 
 
 @contextlib.contextmanager
-def on_report(folder: Path, send: Callable[[], None]) -> Iterator[None]:
-    """Have a member's files sent now and then as it reports its progress, when it is between two epochs.
+def kept(store: MemberStore, spec: MemberSpec, leaves: Callable[[], bool]) -> Iterator[None]:
+    """Keep a member's files safe while it works, whenever it reports its progress, between two epochs.
+
+    They are sent now and then; and when its node is to be taken away, they are sent and the member ends
+    there, to go on elsewhere.
 
     Arguments:
-        folder: Its work folder.
-        send: Sends them.
+        store: Where it works.
+        spec: The member.
+        leaves: Whether the node of this process is to be taken away.
+
+    Raises:
+        NodeLeavesError: From within the member's function.
     """
-    _senders[str(folder)] = (send, time.monotonic())
+    sent = looked = time.monotonic()
+
+    def keep(now: float) -> None:
+        nonlocal sent, looked
+        if now - looked >= _LOOK_SECONDS:
+            looked = now
+            if leaves():
+                store.send(spec)
+                raise NodeLeavesError(f"node {os.uname().nodename} is to be taken away")
+        if now - sent >= _SEND_SECONDS:
+            sent = now
+            with contextlib.suppress(GalrayError):  # the next one may arrive
+                store.send(spec)
+
+    folder = str(store.work_path(spec))
+    _keepers[folder] = keep
     try:
         yield
     finally:
-        del _senders[str(folder)]
+        del _keepers[folder]
 
 
 def read_progress(folder: Path) -> tuple[float, str] | None:

@@ -174,8 +174,9 @@ def run_trials(
         "context": dict(context),
         "threads": settings.threads,
     }
-    held: Any = {"cpu": settings.cpus_per_member, "gpu": settings.gpus_per_member}
-    held = no_cpu() if groups else held
+    labels = [settings.labels] if settings.labels else None
+    own = tune.PlacementGroupFactory([settings.needs.bundle()], bundle_label_selector=labels)
+    held = no_cpu() if groups else own
     trainable = tune.with_resources(tune.with_parameters(MemberTrial, shared=shared), held)
     with silence():
         tuner = tune.Tuner(

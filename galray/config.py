@@ -140,7 +140,7 @@ class RunConfig(Settings):
     def place(self) -> Place:
         """Where the run lives: its directory, or its URL."""
         if is_url(self.output):
-            return Mirror(join_url(self.output, self.name), self.catalog.storage)
+            return Mirror(join_url(self.output, self.name), self.catalog.storage.signed)
         return Place(self.run_dir.resolve())
 
     @property

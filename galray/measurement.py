@@ -127,7 +127,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     from galray import training
 
     config = member_config(RunConfig.model_validate(context["config"]), spec)
-    store = ShardStore(context["store"], config.catalog.storage)
+    store = ShardStore(context["store"], config.catalog.storage.signed)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     family = spec["family"]

@@ -150,7 +150,7 @@ class Pipeline:
                 self.tracker = None
 
     def _run(self) -> Run:
-        return Run(self.directory.place.location, self.config.catalog.storage)
+        return Run(self.directory.place.location, self.directory.place.storage)
 
     def _record_results(self) -> None:
         """The run's numbers, figures, report and configuration into MLflow."""
@@ -273,7 +273,7 @@ class Pipeline:
                 return {"stars": store.num_rows, "hash": store.hash}
 
             self._stage("catalog", "star files to shards", None, work)
-            store = done.get("store") or ShardStore(target, settings.storage)
+            store = done.get("store") or ShardStore(target, settings.storage.signed)
             self._provenance(store)
         return store
 

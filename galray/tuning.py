@@ -109,7 +109,7 @@ def train_trial(
     config = with_values(base, choices, "tune", "mend tune.space")
     family = config.tune.family
     settings = getattr(config.training, family)
-    store, target = ShardStore(context["store"], config.catalog.storage), Path(folder)
+    store, target = ShardStore(context["store"], config.catalog.storage.signed), Path(folder)
     states = store.states(dtype=np.float32)
     if config.tune.stars is not None and config.tune.stars < len(states):
         rng = np.random.default_rng(seed_for(config.seed, "tune", "stars"))

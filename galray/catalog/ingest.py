@@ -117,7 +117,7 @@ def ingest(
     """
     units = input_units(settings)
     auxiliary = auxiliary_files(settings)
-    place = open_place(target, settings.storage)
+    place = open_place(target, settings.storage.signed)
     target = place.folder
     _prepare(place)
     with lease(place) if isinstance(place, Mirror) else _locked(target):

@@ -72,6 +72,11 @@ class StorageSettings(Settings):
                     )
         return given
 
+    @property
+    def signed(self) -> StorageSettings:
+        """The same with credentials, for what is one's own: public input and a private output go together."""
+        return self.model_copy(update={"skip_signature": False})
+
     @field_validator("endpoint")
     @classmethod
     def _plain_endpoint(cls, value: str | None) -> str | None:

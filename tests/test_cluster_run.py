@@ -147,7 +147,7 @@ def test_a_node_lost_in_the_ensemble_and_a_second_run_at_once(
 ) -> None:
     """The members of the lost node go on where their last copy was; the run ends complete."""
     config = write_config(here, name="lost")
-    where = [*overrides(storage), "--set", "training.score.epochs=500", "--set", 'methods=["score"]']
+    where = [*overrides(storage), "--set", "training.score.epochs=250", "--set", 'methods=["score"]']
     place = Mirror(f"s3://{BUCKET}/runs/lost", storage)
     job = nodes.start_galray("submit", config, *where, "--address", nodes.address, "--follow")
     lost = nodes.folder / "node1" / "s3" / BUCKET / "runs" / "lost" / "members"

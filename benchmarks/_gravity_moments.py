@@ -21,7 +21,7 @@ from galray.gravity.moment_sums import MomentSums, fold
 from galray.mocks import MilkyWay, MilkyWaySettings, PlummerSphere
 from galray.units import G
 
-__all__ = ["measure"]
+__all__ = ["disc_stars", "measure"]
 
 SPHERES = {
     "(R, z)": MomentsSettings(
@@ -40,6 +40,7 @@ SPHERES = {
         num_potential_splines=(11, 11, 11),
         num_test_splines=(10, 10, 10),
         concentration=(2.5, 2.5, 2.5),
+        penalty="evidence",
     ),
 }
 BARS = {"(R, z)": 0.035, "(x, y, z) shrunk to axial symmetry": 0.035, "(x, y, z)": 0.06}
@@ -194,6 +195,16 @@ def _disc(bench: Bench) -> None:
     bench.row(f"{label}: density, rms pull", found["pull"], cpu_seconds=seconds)
 
 
+def disc_stars(count: int, seed: int) -> np.ndarray:
+    """States (n, 6) of the mock Milky Way in a ball of `DISC_RADIUS`, from the disk where they were drawn."""
+    path = Path(PARTS) / f"disc-{count}-{seed}.npy"
+    if not path.is_file():
+        table = MilkyWay(MilkyWaySettings(num_stars=count, ball_radius_kpc=DISC_RADIUS)).sample(seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.stack([table[name].to_numpy() for name in ("x", "y", "z", "vx", "vy", "vz")], 1))
+    return np.load(path)
+
+
 def _disc_part(task: dict[str, Any], settings: MomentsSettings) -> dict[str, float]:
     """Acceleration and smoothed density of the mock Milky Way against the truth.
 
@@ -202,12 +213,7 @@ def _disc_part(task: dict[str, Any], settings: MomentsSettings) -> dict[str, flo
         smoothed density above the Sun with its full covariance, its probability and the rms pull.
     """
     galaxy = MilkyWay(MilkyWaySettings(num_stars=task["stars"], ball_radius_kpc=DISC_RADIUS))
-    path = Path(PARTS) / f"disc-{task['stars']}-{task['seed']}.npy"
-    if not path.is_file():
-        table = galaxy.sample(task["seed"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.stack([table[name].to_numpy() for name in ("x", "y", "z", "vx", "vy", "vz")], 1))
-    w = np.load(path)
+    w = disc_stars(task["stars"], task["seed"])
     begin = cpu_seconds()
     sun = galaxy.frame.sun_position
     field, _ = Moments(settings, Region(sun, DISC_RADIUS)).fit(w)

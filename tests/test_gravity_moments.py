@@ -15,7 +15,12 @@ from galray.mocks.spheres import PlummerSphere
 
 SUN = (-8.122, 0.0, 0.0208)
 SPHERE = PlummerSphere(2e11, 8.0)
-DISC = MomentsSettings(num_potential_splines=(7, 9), num_test_splines=(8, 14), concentration=(0.0, 1.0))
+DISC = MomentsSettings(
+    num_potential_splines=(7, 9),
+    num_test_splines=(8, 14),
+    concentration=(0.0, 1.0),
+    velocity_window=1e3,  # the sphere has no cold stars
+)
 
 
 @pytest.fixture(scope="module")

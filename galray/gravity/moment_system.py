@@ -39,13 +39,14 @@ class MomentSystem:
         self.functions = settings.functions
         potential = self._basis(settings.potential_splines, settings.family, settings.concentrations)
         self.tests = self._basis(settings.test_splines, settings.family, settings.concentrations)
-        families = [TestFamily(self.tests, self.functions)]
+        families = [TestFamily(self.tests, self.functions, settings.velocity_window)]
         self.basis: TensorBasis | SumBasis = potential
         if settings.basis == "Rz+xyz":
             self.basis = SumBasis((potential, self._departure(settings.departure_splines)))
             streaming = ("1",) if settings.pattern_speed == "fit" else ()
             functions = (*streaming, "v_x", "v_y", "v_z")
-            families.append(TestFamily(self._departure(settings.departure_tests), functions))
+            departure = self._departure(settings.departure_tests)
+            families.append(TestFamily(departure, functions, settings.velocity_window))
         self.selection_basis = None
         if settings.selection != "known":
             self.selection_basis = self._basis(

@@ -146,7 +146,7 @@ class _Group:
         self.basis = _Splines(moments.basis, q, cell)
         self.tests_here = moments.tests.indices(test_cell)
         self.splines_here = moments.basis.indices(cell)
-        self.functions = terms(moments.basis.kind, moments.functions, stars)
+        self.functions = terms(moments.basis.kind, moments.functions, stars, moments.settings.velocity_window)
         self.speeds = [stars[:, 3], stars[:, 4], stars[:, 5]]
         if moments.basis.kind == "Rz":
             radial = x * stars[:, 3] + y * stars[:, 4]

@@ -69,6 +69,10 @@ class MomentsSettings(Settings):
     """Functions of velocity that multiply the test functions: products such as "v_R v_z", or "1"; () takes
     the first moments of the basis. The (x, y, z) part of Rz+xyz always takes v_x, v_y and v_z, and "1" where
     a pattern speed is fitted."""
+    velocity_window: float = Field(default=80.0, gt=0)
+    """s in km/s of the factor exp(−v_z²/2s²) of all functions of velocity: hot stars, which hold most of the
+    noise, then count little. Take it well above the dispersion of what you study: far above, it leaves the
+    functions as they are. On disc mocks of 20,000 to a million stars 80 km/s halved the error of a_z."""
     concentration: tuple[float, ...] = ()
     """β per coordinate: spline cells shrink towards the plane z = 0, and along x and y towards the centre
     (break points ∝ sinh(βt)); 0 gives equal cells; () takes (0, 2) for Rz and Rz+xyz, and (0, 0, 2) for

@@ -2,6 +2,10 @@
 
 In the (R, z) family the factors are R v_R = x v_x + y v_y, R v_φ = y v_x − x v_y and v_z: they are smooth on
 the axis, and their free-flight derivatives, v_R² + v_φ², 0 and 0, carry the metric terms.
+
+All carry the factor exp(−v_z²/2s²). The stars that say most about the gravity of a disc are the cold ones;
+the hot ones among them would add most of the noise, and with the factor they count little. Any function
+of velocity obeys the equation, so this biases nothing.
 """
 
 from __future__ import annotations
@@ -79,8 +83,15 @@ def up_to_order(family: Family, order: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def terms(family: Family, functions: tuple[str, ...], w: Any) -> list[Term]:
-    """Evaluate functions at states w (n, 6), or at anything that is indexed and calculates like them."""
+def terms(family: Family, functions: tuple[str, ...], w: Any, window: float) -> list[Term]:
+    """Evaluate functions at the stars.
+
+    Arguments:
+        family: Their factors.
+        functions: Their names.
+        w: States (n, 6), or anything that is indexed and calculates like them.
+        window: s of exp(−v_z²/2s²), km/s.
+    """
     x, y, vx, vy, vz = w[:, 0], w[:, 1], w[:, 3], w[:, 4], w[:, 5]
     if family == "xyz":
         factors = [vx, vy, vz]
@@ -88,6 +99,9 @@ def terms(family: Family, functions: tuple[str, ...], w: Any) -> list[Term]:
         factors = [x * vx + y * vy, y * vx - x * vy, vz]
         radius = np.hypot(x, y)
         square = vx**2 + vy**2  # d(R v_R)/dt in free flight
+    few = np.exp(vz**2 * (-0.5 / window**2))
+    steep = vz * (-1.0 / window**2)  # of its logarithm along v_z, which free flight leaves alone
+    vertical = 2 if family == "xyz" else 1  # of the slopes of Φ
     out = []
     for name in functions:
         powers = check_function(name, family)
@@ -116,7 +130,9 @@ def terms(family: Family, functions: tuple[str, ...], w: Any) -> list[Term]:
                 pulls[1] = slopes[2]
             if slopes[1] is not None:
                 pulls[2] = slopes[1]
-        out.append(Term(value, free, pulls, spin))
+        pulls[vertical] = pulls.get(vertical, 0.0) + steep * value
+        value, free, spin = (None if part is None else few * part for part in (value, free, spin))
+        out.append(Term(value, free, {i: few * pull for i, pull in pulls.items()}, spin))
     return out
 
 

@@ -31,12 +31,14 @@ class TestFamily:
     Attributes:
         basis: The splines h_k.
         functions: Names of the functions of velocity, see `velocity_functions`.
+        velocity_window: Their common window in v_z, km/s.
     """
 
     __test__ = False  # no test case, whatever pytest thinks of the name
 
     basis: TensorBasis
     functions: tuple[str, ...]
+    velocity_window: float
 
     @property
     def kind(self) -> Family:
@@ -231,7 +233,7 @@ class WeakForm:
                 window[:, None] * values,
                 derivatives[0],
                 derivatives[1],
-                terms(family.kind, family.functions, stars),
+                terms(family.kind, family.functions, stars, family.velocity_window),
             )
             yield start, family, local
 

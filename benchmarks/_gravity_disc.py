@@ -4,8 +4,8 @@ Score networks and flows are trained on disjoint quarters of the stars. Their me
 the value; the four inversions of one quarter by its own network give the error, which so holds the noise of
 the sample and of the networks. The moments' error is their jackknife. No network sees the symmetry of the
 mock; the moments assume it. ρ_DM is the average over 0.5 < |z| < 2 kpc near the Sun's radius, smoothed, with
-the mock's true baryons taken off. Settings were chosen on draw 11, which enters the last rows alone: there
-four draws, of which the first is that of the other rows, make 4·10⁶ stars.
+the mock's true baryons taken off. The models' settings are the package's own, the splines are those of the
+moments: nothing was chosen on these stars. Four such draws make the 4·10⁶ stars of the last rows.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def scores(method: str, count: int, draw: int, quarter: int) -> tuple[Tensor, fl
 def inversion(method: str, count: int, draw: int) -> dict[str, Any]:
     """Errors and ρ_DM of one draw by one method: value, standard error, CPU-seconds."""
 
-    def by_network(_: Path) -> dict[str, Any]:
+    def by_network(folder: Path) -> dict[str, Any]:
         w = torch.from_numpy(disc_stars(count, draw))
         found = [scores(method, count, draw, q)[0] for q in range(QUARTERS)]
         whole = fit_potential(torch.stack(found).mean(0), w, POTENTIAL, seed=0, ball=BALL)
@@ -119,10 +119,10 @@ def inversion(method: str, count: int, draw: int) -> dict[str, Any]:
         ]
         return {"value": dark_matter(whole), "parts": [dark_matter(f) for f in parts], **errors(whole, w)}
 
-    def by_moments(_: Path) -> dict[str, Any]:
+    def by_moments(folder: Path) -> dict[str, Any]:
         w = disc_stars(count, draw)
         moments = Moments(MomentsSettings(), BALL)
-        _, blocks = moments.fit(w)
+        blocks = moments.fit(w)[1]
         field, replicas = moments.jackknife(blocks)
         parts = [dark_matter(field.with_parameters(r)) for r in replicas]
         return {"value": dark_matter(field), "parts": parts, **errors(field, torch.from_numpy(w))}

@@ -131,8 +131,9 @@ def terms(family: Family, functions: tuple[str, ...], w: Any, window: float) -> 
             if slopes[1] is not None:
                 pulls[2] = slopes[1]
         pulls[vertical] = pulls.get(vertical, 0.0) + steep * value
-        value, free, spin = (None if part is None else few * part for part in (value, free, spin))
-        out.append(Term(value, free, {i: few * pull for i, pull in pulls.items()}, spin))
+        free = None if free is None else few * free
+        spin = None if spin is None else few * spin
+        out.append(Term(few * value, free, {i: few * pull for i, pull in pulls.items()}, spin))
     return out
 
 

@@ -73,7 +73,7 @@ class VerticalInversions:
         training = np.random.SeedSequence([self.seed, number])
         if number:
             present = np.unique(np.stack([sums.block_cell, sums.block_group], 1), axis=0)
-            cells = _drawn(*present.T, np.random.default_rng(training.spawn(1)[0]))
+            cells = _drawn(present[:, 0], present[:, 1], np.random.default_rng(training.spawn(1)[0]))
             rows = np.concatenate([np.flatnonzero(sums.block_cell == cell) for cell in cells])
             names = ("source", "response", "noise", "block_cell", "block_group", "stars")
             sums = replace(sums, **{name: getattr(sums, name)[rows] for name in names})

@@ -123,6 +123,7 @@ def combine_run(
     dust, slices = combine_dust(config, folder, store, truth)
     cells = steady_state.residual_cells(residuals) + slices
     summary.write_tables(results, places, estimates, true, maps, cells)
+    summary.write_samples(results, places, estimates["combined"], config.seed)
     halo = fit_haloes(config.gravity.halo, places, kernel, estimates, true)
     write_halo(results, halo)
     sample_stars(store, config.seed, results / "stars.parquet")

@@ -12,6 +12,7 @@ from galray.config import RunConfig
 from galray.ensemble import Estimate
 from galray.provenance import write_atomic
 from galray.results import HEADLINE, Places, Quantity
+from galray.seeds import seed_sequence
 from galray.tables import write_table
 from galray.units import GEV_PER_CM3
 
@@ -21,6 +22,7 @@ __all__ = [
     "run_header",
     "truth_values",
     "wide_tables",
+    "write_samples",
     "write_summary",
     "write_tables",
 ]
@@ -214,6 +216,39 @@ def write_tables(
         temporary = folder / f".{name}.tmp.ecsv"
         table.write(temporary, format="ascii.ecsv", overwrite=True)
         temporary.replace(folder / f"{name}.ecsv")
+
+
+NUM_SAMPLES = 1000
+"""Posterior samples of ρ_DM that a run keeps."""
+
+
+def write_samples(folder: Path, places: Places, estimate: Estimate, seed: int) -> None:
+    """Write samples of ρ_DM at all positions together, as ``rho_dm_samples.parquet``.
+
+    A row is one sample, a column one quantity by its key, in Msun/pc³; draws from the normal distribution
+    with the estimate's whole covariance over positions: any average or fit of them has the right error.
+
+    Arguments:
+        folder: ``results/`` of the run.
+        places: Where the run measured.
+        estimate: Of all methods together.
+        seed: The run's root seed.
+    """
+    import polars as pl
+
+    rows = [
+        i
+        for i, quantity in enumerate(places.quantities)
+        if quantity.name.startswith("rho_dm") and np.isfinite(estimate.value[i])
+    ]
+    if not estimate.terms or not rows:
+        return
+    eigenvalues, vectors = np.linalg.eigh(estimate.covariance[np.ix_(rows, rows)])
+    root = vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))
+    normal = np.random.default_rng(seed_sequence(seed, "samples")).standard_normal((NUM_SAMPLES, len(rows)))
+    samples = estimate.value[rows] + normal @ root.T
+    names = [places.quantities[i].key for i in rows]
+    pl.DataFrame(dict(zip(names, samples.T, strict=True))).write_parquet(folder / "rho_dm_samples.parquet")
 
 
 def wide_tables(

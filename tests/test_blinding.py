@@ -83,6 +83,24 @@ def test_every_density_is_moved_by_the_same_amount_and_nothing_else(runs, offset
     np.testing.assert_allclose(maps[1]["value"] - maps[0]["value"], offset, atol=1e-9)
 
 
+def test_samples_have_the_values_errors_and_correlations_of_the_run(runs):
+    for run in runs:
+        samples = pl.read_parquet(run.folder / "results" / "rho_dm_samples.parquet")
+        rows = {
+            f"{q['name']}@{q['where']}": q for q in run.summary["quantities"] if q["method"] == "combined"
+        }
+        assert samples.height == 1000
+        named = [name for name in samples.columns if name in rows]
+        assert len(named) > 3
+        assert any("vertical" in name for name in samples.columns), "the profile is among them"
+        for name in named:
+            value, error = rows[name]["value"], rows[name]["error"]
+            assert samples[name].std() == pytest.approx(error, rel=0.1)
+            assert samples[name].mean() == pytest.approx(value, abs=4 * error / np.sqrt(1000))
+    near, far = (f"rho_dm@z={side}1 kpc" for side in "+-")
+    assert samples.select(pl.corr(near, far)).item() > 0.2, "positions share stars and methods"
+
+
 def test_other_ways_to_a_density_are_blind_too(runs, offset):
     from galray.evaluation import RunSource, evaluate
     from galray.gravity import Kernel
@@ -110,6 +128,8 @@ def test_the_measured_densities_stand_nowhere_in_what_a_blind_run_shows(runs, of
         inside = path.relative_to(blind.folder).parts[0]
         if inside in ("mock", "shards", "members", "fields") or not path.is_file():
             continue  # stars, and the raw values of single members, which are no report
+        if path.name == "rho_dm_samples.parquet":
+            continue  # tens of thousands of draws hit anything; they are looked at by themselves
         if path.suffix == ".parquet":
             frame = pl.read_parquet(path)
             texts[path] = [v for name in frame.columns for v in frame[name].to_list() if isinstance(v, float)]

@@ -40,6 +40,21 @@ def test_claim_takes_what_cannot_change_a_number(config: RunConfig) -> None:
     assert load_config(config.run_dir / "config.toml").description == other.description
 
 
+def test_a_finished_ensemble_takes_more_members(config: RunConfig) -> None:
+    RunDirectory(config).claim()
+    (config.run_dir / "members").mkdir()
+    (config.run_dir / "members" / "old").write_text("hours of training")
+    more = load_config(config.run_dir / "config.toml", ["ensemble.score.seeds=5", "ensemble.score.draws=2"])
+    directory = RunDirectory(more)
+    assert directory.check() is False, "nothing is to be discarded"
+    directory.claim()
+    assert (config.run_dir / "members" / "old").is_file()
+    assert (config.run_dir / "config_hash").read_text() == more.hash + "\n" != config.hash + "\n"
+    other = load_config(config.run_dir / "config.toml", ["ensemble.score.seeds=6", "training.score.epochs=9"])
+    with pytest.raises(GalrayError, match="belongs to another configuration"):
+        RunDirectory(other).check()
+
+
 def test_directory_of_another_configuration_is_refused_untouched(config: RunConfig) -> None:
     RunDirectory(config).claim()
     (config.run_dir / "precious").write_text("hours of work")

@@ -104,7 +104,8 @@ def mock_config(config: RunConfig, index: int) -> RunConfig:
     }
     values["gravity"]["baryons"] = _baryons(config, galaxy, seed)
     run = RunConfig.model_validate(values)
-    return run.model_copy(update={"name": run.hash})
+    content = [procedure(run), values["gravity"]["baryons"], run.seed, galaxy_config(run).name]
+    return run.model_copy(update={"name": content_hash(content)})
 
 
 def galaxy_config(run: RunConfig) -> RunConfig:

@@ -41,7 +41,7 @@ def sky(frame: Any) -> Figure | None:
         )
         axes.set_title(title)
         axes.set_ylabel("$b$  [deg]")
-        axes.invert_xaxis()
+    panels[0].invert_xaxis()  # shared; l grows to the left, as seen from inside
     panels[-1].set_xlabel("$l$  [deg]")
     style.colorbar(figure, mesh, r"stars  [deg$^{-2}$]", ax=panels.tolist(), aspect=42, extend="max")
     return figure

@@ -205,9 +205,9 @@ class DustSettings(Settings):
     """Standard deviation of a cloud."""
     cell_kpc: float = Field(default=0.1, gt=0)
     """Spacing of the grid on which the field is drawn and the extinction is kept."""
-    limit_mag: float | None = 14.7
-    """Apparent G at which half of the stars are seen; none: a star is seen with the probability 10^(−0.4 A),
-    the light that passes, wherever it is."""
+    limit_mag: float | None = None
+    """Apparent G at which half of the stars are seen; where not given, a star is seen with the probability
+    10^(−0.4 A), the light that passes, wherever it is."""
     limit_width_mag: float = Field(default=0.35, gt=0)
     """Width of the limit, a logistic function of magnitude."""
     reddening: float = Field(default=0.5, ge=0)

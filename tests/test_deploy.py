@@ -258,3 +258,69 @@ def test_every_part_says_how_to_use_and_remove_it():
         if folder != "docker":
             assert "teardown" in text
             assert "Costs" in text
+
+
+def test_dashboard_and_alarms_ask_for_metrics_that_ray_exports():
+    """Names are looked up in the installed Ray, which is the image's version."""
+    import ray
+
+    source = Path(ray.__file__).parent
+    known = "".join(
+        path.read_text()
+        for folder in ("dashboard/modules/metrics/dashboards", "dashboard/modules/reporter", "_private")
+        for path in sorted((source / folder).glob("*.py"))
+    )
+    dashboard = json.loads((DEPLOY / "monitoring" / "grafana.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((DEPLOY / "monitoring" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    queries += [rule["expr"] for rule in rules]
+    names = {name for query in queries for name in re.findall(r"\bray_\w+", query)}
+    assert len(names) > 12
+    for name in names:
+        assert name in known or name.removeprefix("ray_") in known, f"Ray exports no {name}"
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    guide = (DEPLOY / "OPERATIONS.md").read_text()
+    assert all(f"| {rule['alert']} |" in guide for rule in rules), "every alarm is explained"
+
+
+def test_the_operations_guide_names_keys_that_exist():
+    from galray.config import RunConfig
+    from galray.config import _annotation as annotation
+
+    guide = (DEPLOY / "OPERATIONS.md").read_text()
+    keys = set(re.findall(r"`((?:cluster|ensemble|tracking|cost|catalog)\.[a-z_.]+[a-z])`", guide))
+    assert len(keys) >= 8
+    for key in keys:
+        assert annotation(key.split("."), RunConfig) is not None, key
+
+
+FORBIDDEN = re.compile(
+    r"\b(?:pickle|cloudpickle|marshal|shelve|dill|joblib)\.loads?\(|(?<![\w.])(?:eval|exec)\(|allow_pickle=True"
+    r"|weights_only=False|torch\.load\(|yaml\.(?:unsafe_)?load\(|\.extractall\(|os\.system\(|shell=True"
+)
+
+
+def test_nothing_is_unpickled_evaluated_or_extracted():
+    assert FORBIDDEN.search("x = eval(text)")
+    assert not FORBIDDEN.search("model.eval()")
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in sorted((ROOT / "galray").rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if FORBIDDEN.search(line)
+    ]
+    assert found == []
+
+
+def test_every_kind_of_finding_is_answered():
+    """Where bandit is installed; it is no dependency of galray's."""
+    program = shutil.which("bandit")
+    if program is None:
+        pytest.skip("bandit is not installed")
+    done = subprocess.run(
+        [program, "-q", "-r", ROOT / "galray", "-f", "json"], capture_output=True, text=True
+    )
+    results = json.loads(done.stdout)["results"]
+    answered = set(re.findall(r"B\d{3}", (DEPLOY / "AUDIT.md").read_text()))
+    assert {result["test_id"] for result in results} <= answered
+    assert not [result for result in results if result["issue_severity"] == "HIGH"]

@@ -243,6 +243,8 @@ def test_a_calibration_end_to_end_and_what_the_next_one_reuses(tmp_path, cache):
     np.testing.assert_allclose(headline["truth"], headline["halo_density_msun_pc3"], rtol=0.15)
     assert np.isfinite(mocks["error"]).all()
 
+    with pytest.raises(GalrayError, match="0 of 4 mocks were measured"):
+        calibrate(config_of(tmp_path, f"calibration.cache={cache / 'empty'}", name="empty"), known=True)
     again = calibrate(config)
     assert again.new == 0
     assert again.judgements[0].raw == found.judgements[0].raw

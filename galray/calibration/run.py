@@ -122,12 +122,15 @@ class Calibration:
         return found[0]
 
 
-def calibrate(config: RunConfig | str | Path, *, console: Console | None = None) -> Calibration:
+def calibrate(
+    config: RunConfig | str | Path, *, console: Console | None = None, known: bool = False
+) -> Calibration:
     """Measure the mocks that were not measured before, then judge all; goes on where a killed call stopped.
 
     Arguments:
         config: A configuration, its file or its name.
         console: Where progress is printed.
+        known: Measure none, and judge those that were measured before: a look at a calibration that goes on.
 
     Returns:
         The calibration, whose tables and page are written to ``NAME-calibration`` beside the run's directory.
@@ -149,7 +152,7 @@ def calibrate(config: RunConfig | str | Path, *, console: Console | None = None)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.toml", to_toml(config))
     found = {index: finished(run) for index, run in enumerate(runs)}
-    missing = [index for index, record in found.items() if record is None]
+    missing = [] if known else [index for index, record in found.items() if record is None]
     failed = {}
     if missing:
         text = f"{len(missing)} of {len(runs)} mock galaxies"
@@ -163,9 +166,10 @@ def calibrate(config: RunConfig | str | Path, *, console: Console | None = None)
     for index, why in failed.items():
         console.warn(f"mock {index} failed: {why}")
     if len(records) < 4:
-        why = next(iter(failed.values()), "")
+        why = "".join(f": {text}" for text in list(failed.values())[:1])
         raise GalrayError(
-            f"{len(records)} of {len(runs)} mocks were measured: {why}", f"see {folder}/failed-*.txt"
+            f"{len(records)} of {len(runs)} mocks were measured{why}",
+            f"see {folder}/failed-*.txt" if failed else "measure more of them: leave out --known",
         )
     result = Calibration(config, folder, records, failed, judge(records), len(missing) - len(failed))
     with console.stage("report", "tables, figures and one page"):

@@ -97,8 +97,8 @@ def test_samples_have_the_values_errors_and_correlations_of_the_run(runs):
             value, error = rows[name]["value"], rows[name]["error"]
             assert samples[name].std() == pytest.approx(error, rel=0.1)
             assert samples[name].mean() == pytest.approx(value, abs=4 * error / np.sqrt(1000))
-    near, far = (f"rho_dm@z={side}1 kpc" for side in "+-")
-    assert samples.select(pl.corr(near, far)).item() > 0.2, "positions share stars and methods"
+        together = np.corrcoef(samples.to_numpy().T)[np.triu_indices(samples.width, 1)]
+        assert np.median(np.abs(together)) > 0.1, "positions share stars and methods; 0.03 is chance"
 
 
 def test_other_ways_to_a_density_are_blind_too(runs, offset):

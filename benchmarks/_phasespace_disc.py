@@ -1,4 +1,4 @@
-"""Rows of score networks on the mock Milky Way: its f has no closed form, its gravity is exact."""
+"""Score networks and a flow on the mock Milky Way: its f has no closed form, its gravity is exact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks import Bench
 from benchmarks._phasespace_common import PARTS, part
 from galray.gravity import PotentialSettings, fit_potential
 from galray.mocks import MilkyWay, MilkyWaySettings
-from galray.phasespace import Ball, ScoreSettings, build_model, objective
+from galray.phasespace import Ball, FlowSettings, ScoreSettings, build_model, objective
 from galray.training import ScoreTrainingSettings, TrainingSettings, fit, split
 
 __all__ = ["measure"]
@@ -53,10 +53,10 @@ def disc_stars(count: int) -> tuple[MilkyWay, Ball, Tensor]:
 
 
 def disc_part(task: dict[str, Any]) -> dict[str, Any]:
-    """Train one score network on the disc, solve for the potential, and compare its gravity with the truth.
+    """Train one model on the disc, solve for the potential, and compare its gravity with the truth.
 
     Arguments:
-        task: ``stars``, ``seed``, ``score`` and ``training`` (settings as JSON values).
+        task: ``stars``, ``seed``, ``score`` or ``flow``, and ``training`` (settings as JSON values).
 
     Returns:
         Root mean square of Δa_R and Δa_z at stars within 0.8 of the radius, each over the rms of the truth,
@@ -64,11 +64,12 @@ def disc_part(task: dict[str, Any]) -> dict[str, Any]:
     """
     galaxy, ball, w = disc_stars(task["stars"])
     begin = time.process_time()
-    settings = ScoreSettings.model_validate(task["score"])
+    kind = "score" if "score" in task else "flow"
+    settings: Any = (ScoreSettings if kind == "score" else FlowSettings).model_validate(task[kind])
     training = TrainingSettings.model_validate(task["training"])
     train, other = split(len(w), training.validation_fraction, task["seed"])
-    model = build_model("score", settings, ball, w[train], seed=task["seed"])
-    goal = objective("score", settings)
+    model = build_model(kind, settings, ball, w[train], seed=task["seed"])
+    goal = objective(kind, settings)
     result = fit(model, goal, w[train].float(), w[other].float(), training, seed=task["seed"])
     seconds = time.process_time() - begin
     scores = model.score(w)
@@ -94,7 +95,7 @@ def _meridional(x: Tensor, a: Tensor) -> Tensor:
 
 
 def measure(bench: Bench) -> None:
-    """Errors of gravity from the score, for the free form and the gradient form."""
+    """Errors of gravity from the score, for the free form, the gradient form and a flow."""
     count, epochs = (2**14, 3) if bench.quick else (2**17, 10)
     for name, (score, training) in FORMS.items():
         task = {
@@ -105,13 +106,24 @@ def measure(bench: Bench) -> None:
             ),
             "training": ScoreTrainingSettings(**training, epochs=epochs).model_dump(mode="json"),
         }
-        found = part(bench, "disc", task, disc_part)
-        label = f"disc mock, {count} stars, {name}"
-        for form in ("plain", "instrument"):
-            for component in ("a_R", "a_z"):
-                bench.row(
-                    f"{label}: rms error of {component}, {form} least squares",
-                    found[f"{form} {component}"],
-                    cpu_seconds=found["cpu_seconds"],
-                )
-        bench.row(f"{label}: held-out loss", found["loss"], cpu_seconds=found["cpu_seconds"])
+        rows_of(bench, f"disc mock, {count} stars, {name}", task)
+    flow = {
+        "stars": count,
+        "seed": 1,
+        "flow": {"coordinates": "cylindrical"},
+        "training": TrainingSettings(epochs=3 if bench.quick else 16).model_dump(mode="json"),
+    }
+    rows_of(bench, f"disc mock, {count} stars, flow", flow)
+
+
+def rows_of(bench: Bench, label: str, task: dict[str, Any]) -> None:
+    """The rows of one model."""
+    found = part(bench, "disc", task, disc_part)
+    for form in ("plain", "instrument"):
+        for component in ("a_R", "a_z"):
+            bench.row(
+                f"{label}: rms error of {component}, {form} least squares",
+                found[f"{form} {component}"],
+                cpu_seconds=found["cpu_seconds"],
+            )
+    bench.row(f"{label}: held-out loss", found["loss"], cpu_seconds=found["cpu_seconds"])

@@ -19,6 +19,7 @@ GROUPS = {
     "score": "benchmarks._phasespace_score",
     "tails": "benchmarks._phasespace_tails",
     "disc": "benchmarks._phasespace_disc",
+    "hernquist": "benchmarks._phasespace_hernquist",
     "scaling": "benchmarks._phasespace_scaling",
     "flow": "benchmarks._phasespace_flow",
     "noise": "benchmarks._phasespace_noise",

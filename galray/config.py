@@ -132,6 +132,13 @@ class RunConfig(Settings):
             raise ValueError("gravity.dust.variant: 'conditional' needs p(v|x), which a score network lacks")
         if dust is not None and "moments" in self.methods and self.gravity.moments.selection == "known":
             raise ValueError("gravity.dust: set gravity.moments.selection = 'shared' for the moments' own ε")
+        if "flow" in self.methods and self.flow.missing_rv == "marginalise":
+            if self.catalog.require_rv:
+                raise ValueError("flow.missing_rv: 'marginalise' needs catalog.require_rv = false")
+            if self.ensemble.flow.draws:
+                raise ValueError(
+                    "flow.missing_rv: 'marginalise' redraws no errors; set ensemble.flow.draws = 0"
+                )
         if len(set(self.methods)) != len(self.methods):
             raise ValueError("methods: each inversion may be named once")
         return self

@@ -46,8 +46,17 @@ from galray.member_stars import (
     noisy_states,
     patch_bootstrap,
     seen,
+    sightline_states,
 )
-from galray.phasespace import Ball, build_model, posterior_stars, run_checks, save_model
+from galray.phasespace import (
+    Ball,
+    build_model,
+    completed_stars,
+    posterior_stars,
+    project_out,
+    run_checks,
+    save_model,
+)
 from galray.phasespace.models import empty_model
 from galray.provenance import write_atomic
 from galray.results import Places
@@ -105,12 +114,24 @@ def require_stars(config: RunConfig, store: ShardStore, family: str) -> str:
 
 
 def with_observer(model_settings: Any, store: ShardStore) -> Any:
-    """A model's settings, with the Sun as the observer whose errors are deconvolved where none is named."""
+    """A model's settings, with the Sun as the observer where one is needed and none is named."""
+    if getattr(model_settings, "missing_rv", "") == "marginalise" and model_settings.sun_position is None:
+        return model_settings.model_copy(update={"sun_position": observer_of(store)[:3]})
     noise = model_settings.noise
     if noise.treatment == "ignore" or noise.observer is not None:
         return model_settings
     noise = noise.model_copy(update={"observer": observer_of(store)})
     return model_settings.model_copy(update={"noise": noise})
+
+
+def split_stars(states: np.ndarray, fraction: float, spec: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Training and held-out stars of a member, the training stars resampled where it asks for it."""
+    train_rows, validation_rows = split_indices(len(states), fraction, spec["streams"]["split"])
+    if spec["bootstrap"] and not spec.get("variation", {}).get("patches"):
+        # Training and validation are split first: a star drawn twice never stands on both sides.
+        train_rows = train_rows[bootstrap_indices(len(train_rows), spec["streams"]["bootstrap"])]
+    train, validation = (torch.from_numpy(states[np.sort(rows)]) for rows in (train_rows, validation_rows))
+    return train, validation
 
 
 def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> dict[str, Any]:
@@ -134,22 +155,24 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     settings = getattr(config.training, family)
     model_settings = with_observer(getattr(config, family), store)
     deconvolve = model_settings.noise.treatment == "deconvolve"
+    marginalise = family == "flow" and model_settings.missing_rv == "marginalise"
     begin = time.perf_counter()
 
     states = noisy_states(store, spec) if deconvolve else member_states(store, spec)
-    train_rows, validation_rows = split_indices(
-        len(states), settings.validation_fraction, spec["streams"]["split"]
-    )
     patches = spec.get("variation", {}).get("patches")
-    if spec["bootstrap"] and not patches:
-        # Training and validation are split first: a star drawn twice never stands on both sides.
-        train_rows = train_rows[bootstrap_indices(len(train_rows), spec["streams"]["bootstrap"])]
-    train, validation = (torch.from_numpy(states[np.sort(rows)]) for rows in (train_rows, validation_rows))
+    train, validation = split_stars(states, settings.validation_fraction, spec)
     seed = spec["streams"]["training"]
 
     assert store.ball is not None
     ball = Ball(store.ball.center, store.ball.radius)
-    model = build_model(family, model_settings, ball, train[:, :6], seed=seed)
+    model = build_model(family, model_settings, ball, train, seed=seed)
+    if marginalise:
+        others = split_stars(sightline_states(store, spec), settings.validation_fraction, spec)
+        sun = model_settings.sun_position
+        train, validation = (
+            project_out(torch.cat([a.double(), b]), torch.arange(len(a) + len(b)) < len(a), sun).float()
+            for a, b in zip((train, validation), others, strict=True)
+        )
     selection = patch_bootstrap(ball, patches, spec["streams"]["bootstrap"]) if patches else None
     curve: list[dict[str, Any]] = []
 
@@ -186,7 +209,11 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
     trained = time.perf_counter()
 
     # Gravity is fitted where the stars of f are, not where their errors put them.
-    stars = posterior_stars(model, train, model_settings.noise, seed=seed) if deconvolve else train
+    stars = train
+    if deconvolve:
+        stars = posterior_stars(model, train, model_settings.noise, seed=seed)
+    elif marginalise:
+        stars = completed_stars(model, train, model_settings.sun_position, seed=seed)
     weights = None if selection is None else selection.weight_and_gradient(stars[:, :3].double())[0].numpy()
     field = field_of_model(model, stars, config, seed, weights)
     save_field(field, target / "field")

@@ -6,16 +6,27 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
-from galray.catalog import Draw, ShardStore, state_covariances
+from galray.catalog import Draw, ShardStore, galactocentric, state_covariances
+from galray.catalog.columns import STATE
 from galray.config import RunConfig, with_values
 from galray.ensemble import SystematicsSettings
+from galray.errors import GalrayError
 from galray.gravity.weak_form import patch_directions
 from galray.phasespace import Ball, SelectionEfficiency, attach_errors
 
-__all__ = ["error_covariances", "member_config", "member_states", "noisy_states", "patch_bootstrap", "seen"]
+__all__ = [
+    "error_covariances",
+    "member_config",
+    "member_states",
+    "noisy_states",
+    "patch_bootstrap",
+    "seen",
+    "sightline_states",
+]
 
 _CORE = 0.15  # of the ball's radius: inside it all patches share the stars
 _SHARPNESS = 2.0  # of a patch's border, per patch: the more patches, the narrower
@@ -70,6 +81,33 @@ def noisy_states(store: ShardStore, spec: Mapping[str, Any]) -> np.ndarray:
     """The member's stars with their errors: rows of `attach_errors`, (N, 27), float32."""
     found = seen(store, spec)
     return attach_errors(found.states, error_covariances(store, spec)[found.index]).numpy().astype(np.float32)
+
+
+def sightline_states(store: ShardStore, spec: Mapping[str, Any] | None = None) -> np.ndarray:
+    """Stars without radial velocity as states with a radial velocity of 0: shape (n, 6), float64.
+
+    Raises:
+        GalrayError: None were kept, or the member moves or selects its stars.
+    """
+    varied = {"systematics", "where"} & set((spec or {}).get("variation", {}))
+    if varied or (spec or {}).get("draw"):
+        raise GalrayError(
+            "flow.missing_rv = 'marginalise' in a member that redraws, moves or selects its stars",
+            "leave such members out of ensemble.flow: stars without radial velocity are taken as measured",
+        )
+    if store.no_rv is None:
+        raise GalrayError(
+            f"{store.path}: no stars without radial velocity were kept, but flow.missing_rv = 'marginalise'",
+            "set catalog.require_rv = false and ingest again",
+        )
+    table = store.no_rv.table([*STATE[:3], "ra", "dec", "pmra", "pmdec"]).cast(pl.Float64).to_numpy()
+    sun = np.array(store.frame.sun_position)
+    observed = np.zeros((len(table), 6))
+    observed[:, [0, 1, 3, 4]] = table[:, 3:]
+    observed[:, 2] = 1.0 / np.linalg.norm(table[:, :3] - sun, axis=1)  # whatever the distance came from
+    w = galactocentric(observed, store.frame)
+    w[:, :3] = table[:, :3]  # as they were cut at the ball
+    return w
 
 
 def patch_bootstrap(ball: Ball, patches: int, seed: int) -> SelectionEfficiency:

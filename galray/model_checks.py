@@ -41,7 +41,8 @@ def member_checks(
     found = {family: read_json(_home(folder, spec) / "checks.json") for family, spec in bases.items()}
     models = [_home(folder, bases[family]) / "model" for family in ("flow", "score") if family in bases]
     if len(models) == 2 and all(model.is_dir() for model in models):
-        from galray.phasespace import load_model
+        from galray.member_stars import noisy_states
+        from galray.phasespace import load_model, posterior_stars
         from galray.phasespace.checks import check_agreement
 
         states = store.states(dtype=np.float32)
@@ -50,8 +51,13 @@ def member_checks(
             split_indices(len(states), settings.validation_fraction, seed)[1]
             for settings in (config.training.flow, config.training.score)
         )
-        w = torch.from_numpy(states[np.intersect1d(flow, score)]).double()
+        held = np.intersect1d(flow, score)
+        w = torch.from_numpy(states[held]).double()
         first, second = (load_model(model) for model in models)
+        if first.settings.noise.treatment == second.settings.noise.treatment == "deconvolve":
+            # Models of f before the errors are compared where its stars are, not where errors put them.
+            rows = torch.from_numpy(noisy_states(store, {"draw": 0})[held])
+            w = posterior_stars(first, rows, first.settings.noise, seed=config.seed)
         found[AGREEMENT] = check_agreement(first, second, w, seed=config.seed)
     return found
 

@@ -308,6 +308,8 @@ class Pipeline:
             )
             for name in ("flow", "score")
         }
+        if config.flow.missing_rv == "marginalise" and store.no_rv is not None:
+            hashes["flow"] = content_hash([hashes["flow"], store.no_rv.hash])
         hashes["moments"] = content_hash([*common, config.gravity.moments.model_dump(mode="json")])
         return design(wanted_members(config), config.seed, hashes)
 

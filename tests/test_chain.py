@@ -20,6 +20,7 @@ from galray import cli, measurement
 from galray.config import load_config
 from galray.console import Console
 from galray.errors import GalrayError
+from galray.member_stars import sightline_states
 from galray.store_gravity import measure_store
 from galray.units import GEV_PER_CM3
 from tests.chain_config import SMALL_MODELS, write_config
@@ -401,3 +402,52 @@ def test_members_are_freed_from_the_stars_errors(finished: galray.Run, tmp_path:
     freed, _, _ = measurement.measure_moments(store, moments.model_copy(update={"noise": "deconvolve"}))
     change = np.abs(freed.parameters - field.parameters).max() / np.abs(field.parameters).max()
     assert 1e-6 < change < 1.0
+
+
+def test_stars_without_radial_velocity_train_the_flow(finished: galray.Run, tmp_path: Path) -> None:
+    (tmp_path / "blind").mkdir()
+    for file in sorted(finished.folder.glob("mock/*.csv.gz")):
+        stars = pl.read_csv(file, comment_prefix="#", null_values="null", infer_schema_length=None)
+        seen = pl.int_range(pl.len()) % 2 == 0
+        columns = [
+            pl.when(seen).then(pl.col(c)).alias(c) for c in ("radial_velocity", "radial_velocity_error")
+        ]
+        stars.with_columns(columns).write_parquet(tmp_path / "blind" / f"{file.name}.parquet")
+    config = load_config(finished.folder / "config.toml")
+    options = {"files": (str(tmp_path / "blind" / "*.parquet"),), "require_rv": False}
+    store = galray.catalog.ingest(config.catalog.model_copy(update=options), tmp_path / "shards")
+    assert store.no_rv is not None
+    assert store.no_rv.num_rows > 0.8 * store.num_rows
+    # What is known of their states is what the whole catalogue says of the same stars.
+    w = sightline_states(store)
+    names = ["source_id", "x", "y", "z", "vx", "vy", "vz"]
+    whole = store.no_rv.table(["source_id"]).join(finished.catalog.table(names), on="source_id", how="left")
+    truth = whole.select(names[1:]).cast(pl.Float64).to_numpy()
+    known = np.isfinite(truth).all(1)  # the mock has stars without radial velocity of its own
+    assert known.sum() > 1000
+    truth, w = truth[known], w[known]
+    sight = truth[:, :3] - np.array(store.frame.sun_position)
+    sight /= np.linalg.norm(sight, axis=1, keepdims=True)
+    across = lambda v: v - (v * sight).sum(1, keepdims=True) * sight  # noqa: E731
+    np.testing.assert_allclose(w[:, :3], truth[:, :3], atol=1e-4)
+    np.testing.assert_allclose(across(w[:, 3:]), across(truth[:, 3:]), atol=0.05)
+
+    settings = json.loads(config.model_dump_json())
+    part = {"kind": "gaussians", "hidden": [8], "bins": 3}
+    settings["flow"] |= {"missing_rv": "marginalise", "position": part, "velocity": part}
+    settings["training"]["flow"]["epochs"] = 2
+    settings["catalog"]["require_rv"] = False
+    settings["ensemble"]["flow"]["draws"] = 0
+    spec = json.loads(next(finished.folder.glob("members/000*/spec.json")).read_text())
+    result = measurement.run_member(
+        spec | {"family": "flow"}, str(tmp_path / "m"), {"config": settings, "store": str(store.path)}
+    )
+    assert result["epochs"] == 2
+    checks = json.loads((tmp_path / "m" / "checks.json").read_text())
+    assert any("with and without radial velocities" in name for name in checks)
+    with pytest.raises(GalrayError, match="require_rv = false and ingest"):
+        sightline_states(finished.catalog)
+    settings["catalog"]["require_rv"] = True
+    settings["methods"] = ["flow"]
+    with pytest.raises(ValueError, match=r"needs catalog\.require_rv = false"):
+        type(config).model_validate(settings)

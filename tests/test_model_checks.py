@@ -16,9 +16,12 @@ from galray.phasespace import (
     BaseSettings,
     FlowPart,
     FlowSettings,
+    NoiseSettings,
     ScoreSettings,
+    attach_errors,
     build_model,
     load_model,
+    posterior_stars,
     save_model,
 )
 from galray.phasespace.checks import agreement
@@ -80,3 +83,31 @@ def test_one_family_alone_has_no_agreement(run):
     config, folder, store, specs = run
     (folder / "members" / "000" / "checks.json").unlink()
     assert set(member_checks(config, folder, store, specs)) == {"score"}
+
+
+def test_deconvolved_models_are_compared_at_stars_without_errors(run, monkeypatch):
+    """Where the stars of f are, not where their errors put them."""
+    config, folder, store, specs = run
+    covariance = np.diag([1e-4] * 3 + [900.0] * 3) * np.ones((3000, 1, 1))
+    rows = attach_errors(stars(), covariance).numpy()
+    monkeypatch.setattr("galray.member_stars.noisy_states", lambda store, spec: rows)
+    seen = []
+    monkeypatch.setattr(
+        "galray.phasespace.checks.check_agreement", lambda a, b, w, seed: seen.append(w) or {}
+    )
+    member_checks(config, folder, store, specs)
+    noise = NoiseSettings(treatment="deconvolve")
+    for name, kind in (("000", "flow"), ("002", "score")):
+        settings = MODELS[kind].model_copy(update={"noise": noise})
+        save_model(
+            build_model(kind, settings, BALL, torch.from_numpy(stars()), seed=0),
+            folder / "members" / name / "model",
+        )
+    member_checks(config, folder, store, specs)
+    measured, freed = seen
+    split = specs[0].streams["split"]
+    held = sorted(set(split_indices(3000, 0.2, split)[1]) & set(split_indices(3000, 0.3, split)[1]))
+    flow = load_model(folder / "members" / "000" / "model")
+    assert torch.equal(freed, posterior_stars(flow, torch.from_numpy(rows[held]), noise, seed=config.seed))
+    assert measured.shape == freed.shape
+    assert not torch.allclose(measured, freed)

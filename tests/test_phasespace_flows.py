@@ -22,6 +22,7 @@ from galray.phasespace import (
     PhaseSpaceModel,
     SightlineLikelihood,
     build_model,
+    completed_stars,
     load_model,
     objective,
     project_out,
@@ -395,3 +396,32 @@ def test_sightlines_refuse_what_they_cannot_do():
     broken[7, 4] = math.nan
     with pytest.raises(GalrayError, match="star 7"):
         project_out(broken, torch.ones(len(w), dtype=torch.bool), SUN)
+
+
+def test_missing_velocities_are_drawn_from_the_flow():
+    """Drawn from a Gaussian flow, missing velocities have its moments given what is known of each star."""
+    ball, w = disc_stars(4000)
+    part = PARTS["gaussians"]
+    settings = FlowSettings(position=part, velocity=part, missing_rv="marginalise", sun_position=SUN)
+    model = disturbed(build_model("flow", settings, ball, w, seed=5), width=0.05)
+    one = w[:1].expand(4000, 6)
+    rows = project_out(one, torch.zeros(4000, dtype=torch.bool), SUN)
+    drawn = completed_stars(model, rows, SUN, seed=1)
+    n = one[0, :3] - torch.tensor(SUN, dtype=torch.float64)
+    n = n / n.norm()
+    speed = (drawn[:, 3:] - rows[:, 3:6]) @ n
+    torch.testing.assert_close(drawn[:, 3:], rows[:, 3:6] + speed[:, None] * n)
+    grid = torch.linspace(-1500.0, 1500.0, 6001, dtype=torch.float64)
+    line = rows[:1, :6].repeat(6001, 1)
+    line[:, 3:] += grid[:, None] * n
+    with torch.no_grad():
+        p = torch.softmax(model.log_prob(line), 0)
+    mean = float((p * grid).sum())
+    sigma = float((p * (grid - mean) ** 2).sum().sqrt())
+    assert abs(float(speed.mean()) - mean) < 4 * sigma / math.sqrt(4000)
+    assert float(speed.std()) == pytest.approx(sigma, rel=0.05)
+    known = project_out(w, torch.ones(len(w), dtype=torch.bool), SUN)
+    assert torch.equal(completed_stars(model, known, SUN, seed=1), w)
+    assert isinstance(objective("flow", settings), SightlineLikelihood)
+    with pytest.raises(GalrayError, match="sun_position"):
+        objective("flow", settings.model_copy(update={"sun_position": None}))

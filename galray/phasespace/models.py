@@ -54,7 +54,8 @@ def build_model(
         kind: ``flow`` or ``score``.
         settings: `FlowSettings` or `ScoreSettings`.
         ball: The ball the stars were cut at.
-        states: Training stars inside the ball, shape (n, 6), in kpc and km/s.
+        states: Training stars inside the ball, shape (n, 6), in kpc and km/s; with their errors, (n, 27), for
+            a score network whose base is to be deconvolved.
         seed: Of the initial weights and of the base fit; None takes one from torch's global generator.
         selection: Known selection of the stars: a score network is then one of f, not of ε f.
 
@@ -76,7 +77,7 @@ def build_model(
     model = empty_model(kind, settings, ball, seed)
     generator = torch.Generator().manual_seed(seed)
     if selection is None:
-        model.fit_base(states, generator)
+        model.fit_base(states[:, :6] if kind == "flow" else states, generator)
     elif kind == "score":
         model.fit_base(states, generator, selection)
     else:

@@ -60,8 +60,8 @@ class ConvolvedLikelihood(_NoisyStars):
 
     −log ∫ f(w) p(w'|w) dw ≈ −log (1/K) Σ_k f(w_k) ρ_k⁶, with K draws w_k of the errors round w' that are new
     in every batch (importance sampling, Burda et al. 2016, arXiv 1509.00519). Single draws would bias the
-    logarithm by −Var/2K, and for K = 1 teach the flow to be blurred twice; antithetic pairs have no such
-    bias to first order in the covariances.
+    logarithm by −Var/2K, and for K = 1 teach the flow to be blurred twice; pairs along random frames have no
+    such bias to first order in the covariances.
 
     Arguments:
         settings: Number of draws, and the observer.

@@ -17,8 +17,9 @@ class NoiseSettings(Settings):
     treatment: Literal["ignore", "deconvolve"] = "ignore"
     """``ignore``: f as measured, blurred by the errors; ``deconvolve``: f before the errors. It needs stars
     with covariances, and errors that are small beside the ball."""
-    draws: int = Field(default=8, ge=2)
-    """Places tried for each star in a step, an even number; the cost of a flow's step grows with it."""
+    draws: int = Field(default=12, ge=2)
+    """Places tried for each star in a step, an even number; the cost of a flow's step grows with it. Twelve
+    are a whole frame of the six errors (see `galray.phasespace.noise.draw_errors`)."""
     observer: tuple[float, float, float, float, float, float] | None = None
     """Position (kpc) and velocity (km/s) from which parallaxes were measured: errors are then Gaussian in
     parallax. None: Gaussian in phase space. A run on a catalogue takes the Sun's where none is given."""

@@ -102,6 +102,14 @@ def objective(kind: str, settings: Any = None, *, selection: SelectionEfficiency
             return ConvolvedLikelihood(noise)
         if kind == "score":
             return PosteriorScoreMatching(noise, settings)
+    if kind == "flow" and getattr(settings, "missing_rv", "") == "marginalise":
+        from galray.phasespace.sightlines import SightlineLikelihood
+
+        if settings.sun_position is None:
+            raise GalrayError(
+                "flow.missing_rv = 'marginalise' without flow.sun_position", "give the Sun's place"
+            )
+        return SightlineLikelihood(settings.sun_position)
     if kind == "flow":
         return FlowLikelihood(settings)
     if kind == "score":

@@ -15,6 +15,9 @@ from galray.phasespace.transforms import Ball, Chart
 
 __all__ = ["ScoreNetwork"]
 
+_ROUNDS = (
+    4  # of the base: each leaves at most a third of the error of the one before where errors are moderate
+)
 _CHUNK = 16_384  # points per evaluation: bounds memory and stays near the cache
 
 
@@ -43,19 +46,39 @@ class ScoreNetwork(nn.Module):
     def fit_base(
         self, w: Tensor, generator: torch.Generator, selection: SelectionEfficiency | None = None
     ) -> None:
-        """Fit standardisation and analytic base to stars w, shape (n, 6), seen with a known selection."""
+        """Fit standardisation and analytic base to stars.
+
+        Of stars with errors the base is fitted anew, a few times, to places drawn from each star's posterior
+        under the base before: expectation maximisation of the deconvolved base, from which the network then
+        has little way to go.
+
+        Arguments:
+            w: Stars (n, 6), or (n, 27) with errors that are to be deconvolved.
+            generator: Source of every random number.
+            selection: Known selection of the stars.
+        """
         if len(w) < 100:
             raise GalrayError(f"{len(w)} stars are too few to fit a phase-space model", "select 100 or more")
-        self.chart.fit(w)
-        u = self.chart(w.to(torch.float64)).to(next(self.parameters()).dtype)
-        self.base.requires_grad_(True)
+        self.chart.fit(w[:, :6])
         efficiency = None
         if selection is not None:
 
             def efficiency(x: Tensor) -> Tensor:
                 return selection.log_efficiency(self.chart.position_inverse(x)).detach()
 
-        self.base.fit(u, lambda x: self.ball.contains(self.chart.position_inverse(x)), generator, efficiency)
+        def fit(states: Tensor) -> None:
+            u = self.chart(states.to(torch.float64)).to(next(self.parameters()).dtype)
+            self.base.requires_grad_(True)
+            inside = lambda x: self.ball.contains(self.chart.position_inverse(x))  # noqa: E731
+            self.base.fit(u, inside, generator, efficiency)
+
+        fit(w[:, :6])
+        if w.shape[1] > 6 and self.settings.noise.treatment == "deconvolve":
+            from galray.phasespace.noise_objectives import posterior_stars
+
+            for _ in range(_ROUNDS):
+                seed = int(torch.randint(2**62, (), generator=generator))
+                fit(posterior_stars(self, w, self.settings.noise, seed=seed))
 
     def internal_score(self, u: Tensor) -> Tensor:
         """The score of the density in internal coordinates, u (*, 6) to (*, 6); base part detached."""

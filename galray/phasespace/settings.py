@@ -56,6 +56,21 @@ class FlowSettings(Settings):
     """p(v|x), in standardised velocity components."""
     noise: NoiseSettings = NoiseSettings()
     """What training does with measurement errors."""
+    missing_rv: Literal["leave_out", "marginalise"] = "leave_out"
+    """Stars without radial velocity: left out, or added with the likelihood integrated over the velocity that
+    they miss. A run then needs ``catalog.require_rv = false``. ``gaussians`` have it in closed form."""
+    sun_position: tuple[float, float, float] | None = None
+    """Where the lines of sight of ``missing_rv`` start, in kpc. A run takes the Sun's where none is given."""
+
+    @model_validator(mode="after")
+    def _marginalisable(self) -> FlowSettings:
+        refused = self.conditional or self.velocity.kind == "continuous"
+        if self.missing_rv == "marginalise" and (refused or self.noise.treatment == "deconvolve"):
+            raise ValueError(
+                "missing_rv: a missing velocity is integrated out of the likelihood of f(x, v) as measured: "
+                "not of a conditional or continuous flow, nor together with noise.treatment = 'deconvolve'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _convolvable(self) -> FlowSettings:

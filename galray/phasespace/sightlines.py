@@ -12,7 +12,7 @@ from galray.errors import GalrayError
 from galray.phasespace.flow_parts import PartDensity
 from galray.phasespace.transforms import Chart
 
-__all__ = ["SightlineLikelihood", "line_integral", "project_out"]
+__all__ = ["SightlineLikelihood", "completed_stars", "line_integral", "project_out"]
 
 _CHUNK = 4096
 
@@ -143,6 +143,47 @@ class SightlineLikelihood:
     def validate(self, model: nn.Module, rows: Tensor) -> Tensor:
         """`per_star` without gradient."""
         return torch.cat([self.per_star(model, part) for part in rows.split(_CHUNK)])
+
+
+@torch.no_grad()
+def completed_stars(
+    model: Any, rows: Tensor, observer: tuple[float, float, float], *, seed: int, nodes: int = 64
+) -> Tensor:
+    """Stars with the missing velocities drawn from a flow, given what is known of each: a sample of f.
+
+    What holds for stars of f, such as Stein's identities, holds for these, and neither for the stars with
+    radial velocity alone, whose places are chosen by it, nor for projected ones.
+
+    Arguments:
+        model: A trained flow.
+        rows: Stars (n, 7) of `project_out`.
+        observer: As there.
+        seed: Of the draws.
+        nodes: Cells of each line of sight, over ±8 standard deviations of the velocities.
+
+    Returns:
+        States, shape (n, 6), float64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    edges = torch.linspace(-8.0, 8.0, nodes + 1, dtype=torch.float64)
+    found = []
+    for part in rows.to(torch.float64).split(_CHUNK):
+        w, missing = part[:, :6].clone(), part[:, 6] < 0.5
+        lines = w[missing]
+        n = _directions(lines[:, :3], torch.tensor(observer, dtype=torch.float64))
+        line = _standardised_direction(model.chart, lines, n)
+        length = line.norm(dim=-1, keepdim=True)
+        start = (model.chart(lines)[:, 3:] * line).sum(-1, keepdim=True) / length
+        speed = ((edges[:-1] + edges[1:]) / 2 - start) / length  # (n, nodes), in km/s along the line of sight
+        points = lines[:, None].repeat(1, nodes, 1)
+        points[..., 3:] += speed[..., None] * n[:, None]
+        chance = torch.softmax(model.log_conditional(points.flatten(0, 1)).view(speed.shape), 1)
+        cell = torch.multinomial(chance, 1, generator=generator)
+        within = torch.rand(cell.shape, generator=generator, dtype=torch.float64) - 0.5
+        drawn = speed.gather(1, cell) + within * (edges[1] - edges[0]) / length
+        w[missing, 3:] = lines[:, 3:] + drawn * n
+        found.append(w)
+    return torch.cat(found)
 
 
 def _rows(net: Any, w: Tensor, observer: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ MODEL_NAME = "galray-gravity"
 """Name in the registry."""
 ALIAS = "champion"
 
-_NEEDED = ("config.toml", "provenance.json", "shards/manifest.json")
+_NEEDED = ("config.toml", "provenance.json", "shards/manifest.json", "results/summary.json")
 _FILES = (*_NEEDED, "truth.json", MARKER)
 _MEMBER_FILES = ("spec.json", "result.json")
 

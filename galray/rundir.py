@@ -23,6 +23,7 @@ from galray.provenance import content_hash, now, write_atomic
 if TYPE_CHECKING:
     from galray.catalog import ShardStore
     from galray.ensemble import FieldEnsemble
+    from galray.galaxies import DwarfConfig
 
 __all__ = ["Run", "RunDirectory", "load_run", "read_json", "whole_folder"]
 
@@ -79,7 +80,7 @@ class RunDirectory:
         overwrite: Discard what another configuration left there.
     """
 
-    def __init__(self, config: RunConfig, *, overwrite: bool = False) -> None:
+    def __init__(self, config: RunConfig | DwarfConfig, *, overwrite: bool = False) -> None:
         self.config = config
         self.place = config.place
         self.path = self.place.folder
@@ -132,6 +133,8 @@ class RunDirectory:
         Members are addressed by their content: those that the new design shares are found again, and only the
         others are run. So members are added to a finished ensemble.
         """
+        if not isinstance(self.config, RunConfig):
+            return False
         try:
             text = (self.place.read("config.toml") or b"").decode()
             found = RunConfig.model_validate(tomllib.loads(text))

@@ -153,3 +153,8 @@ def test_variants_change_one_thing() -> None:
     assert variants(MemberSettings(velocities=False, smoothness=False)) == []
     with pytest.raises(ValueError, match="no variant 'odd'"):
         variant_settings(base, "odd")
+
+
+def test_a_url_is_no_place_for_galaxies():
+    with pytest.raises(GalrayError, match="galaxies are fitted into a folder"):
+        load_dwarf_config("plumcoreom", ["output=s3://bucket/runs"])

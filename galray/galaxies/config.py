@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from galray.catalog.mirror import Place
+from galray.catalog.storage import is_url
 from galray.cluster import ClusterSettings
 from galray.config import read_toml, validate_settings
 from galray.dwarf import HaloFitSettings
@@ -175,7 +177,14 @@ class DwarfConfig(Settings):
     def _consistent(self) -> DwarfConfig:
         if self.mock is not None and self.data.spectroscopy:
             raise ValueError("data.spectroscopy: leave it empty when [mock] makes the stars")
+        if is_url(self.output):
+            raise ValueError("output: galaxies are fitted into a folder, not to a URL")
         return self
+
+    @property
+    def place(self) -> Place:
+        """Where the run lives: its directory."""
+        return Place(self.run_dir.resolve())
 
     @property
     def run_dir(self) -> Path:

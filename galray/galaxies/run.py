@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from galray.cluster import connect
 from galray.console import Console
@@ -190,7 +190,7 @@ def fit_galaxies(
     """
     console = console or Console(quiet=True)
     begin = time.monotonic()
-    directory = RunDirectory(cast(Any, base), overwrite=overwrite)
+    directory = RunDirectory(base, overwrite=overwrite)
     directory.check()
     with directory.locked():
         directory.claim()

@@ -304,7 +304,8 @@ def moments_summary(
         ``quantities``, and ``notes``: sentences about the fit.
     """
     from galray.ensemble import EnsembleSettings, FamilyDesign, design
-    from galray.measurement import evaluate, moment_blocks, penalty_covariance
+    from galray.measurement import evaluate
+    from galray.store_moments import moment_blocks, penalty_covariance
 
     settings = settings or gravity.GravitySettings()
     kernel = gravity.Kernel.from_settings(settings.kernel)

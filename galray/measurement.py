@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +18,23 @@ from torch import Tensor
 
 from galray.catalog import ShardStore, observer_of
 from galray.config import RunConfig
+from galray.efficiency_maps import DUST_CELLS_KPC, save_map, star_counts
 from galray.ensemble import bootstrap_indices, report_progress, split_indices
 from galray.errors import GalrayError
 from galray.gravity import (
     DustField,
-    EfficiencyMap,
     Kernel,
-    MomentResult,
-    Moments,
-    MomentsSettings,
-    MomentSums,
-    SplineField,
-    StarCounts,
-    StarErrors,
     fit_dust,
     fit_potential,
     least_squares,
     save_field,
     smoothed_density,
 )
-from galray.gravity.moment_sums import fold
 from galray.member_stars import (
-    error_covariances,
     member_config,
     member_states,
     noisy_states,
     patch_bootstrap,
-    seen,
     sightline_states,
 )
 from galray.phasespace import (
@@ -64,14 +53,9 @@ from galray.results import Places
 __all__ = [
     "evaluate",
     "load_evaluation",
-    "measure_moments",
-    "moment_blocks",
-    "penalty_covariance",
     "places_of",
     "require_stars",
     "run_member",
-    "save_map",
-    "star_counts",
 ]
 
 
@@ -287,40 +271,6 @@ def evaluate(field: Any, places: Places, kernel: Kernel, path: Path | None = Non
     return arrays
 
 
-DUST_CELLS_KPC = 0.25
-"""Side of the cells of the maps of ε, where the moments do not say."""
-
-
-def save_map(found: EfficiencyMap, path: Path) -> None:
-    """Write a map of ε: its counts, and per cell ε, n and −2.5 ∂log₁₀ε/∂s."""
-    from safetensors.numpy import save
-
-    arrays = {"efficiency": found.efficiency, "density": found.density, "loss": found.loss_per_kpc()}
-    arrays |= {"counts": found.stars.counts, "volume": found.volume, "cell": np.array([found.stars.cell])}
-    write_atomic(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-
-
-def penalty_covariance(field: SplineField, places: Places, kernel: Kernel) -> np.ndarray:
-    """What the penalty on a spline's roughness may hide of each quantity, as a covariance (Q, Q).
-
-    It is the posterior of the penalised solution less its scatter from sample to sample: the squared bias, on
-    average over potentials as rough as the penalty expects (Wahba 1983, J. R. Stat. Soc. B 45, 133; Nychka
-    1988, J. Am. Stat. Assoc. 83, 1134).
-    """
-    rows = np.unique([row for quantity in places.quantities for row in quantity.rows])
-    dense = np.intersect1d(rows, places.density_rows)
-    size = len(field.parameters)
-    a, density = np.zeros((size, *places.x.shape)), np.full((size, len(places.x)), np.nan)
-    x = torch.from_numpy(places.x)
-    a[:, rows] = np.moveaxis(np.asarray(field.linear_response(x[rows], "acceleration")), -1, 0)
-    density[:, dense] = np.asarray(field.linear_response(x[dense], "smoothed_density", kernel)).T
-    found = evaluate(field, places, kernel)
-    nothing = np.zeros(len(places.x))
-    here = places.values(found["acceleration"], found["density"], nothing)
-    response = places.values(found["acceleration"] + a, found["density"] + density, nothing) - here
-    return np.asarray(response.T @ (field.posterior - field.covariance) @ response)
-
-
 def load_evaluation(path: Path) -> dict[str, np.ndarray]:
     """What `evaluate` wrote.
 
@@ -338,109 +288,3 @@ def load_evaluation(path: Path) -> dict[str, np.ndarray]:
             f"{path}: cannot be read: {error}",
             f"delete the folder {path.parent} and run again: what is missing is made anew",
         ) from None
-
-
-def shard_counts(task: tuple[ShardStore, int, Mapping[str, Any] | None, float, Any]) -> StarCounts:
-    """Stars of one shard in cells; of the store, shard, member that looks, side in kpc, and ball."""
-    store, shard, spec, cell, ball = task
-    return StarCounts.of(seen(store, spec, [shard]).states, ball, cell)
-
-
-def star_counts(
-    store: ShardStore, cell: float, spec: Mapping[str, Any] | None = None, ball: Any = None
-) -> StarCounts:
-    """Stars of a whole store in cells of a side in kpc, shard by shard."""
-    from galray.cluster import stream_shards
-
-    ball = store.ball if ball is None else ball
-    tasks = [(store, i, spec, cell, ball) for i in range(len(store.shards))]
-    first, *others = stream_shards(shard_counts, tasks)
-    return sum(others, first)
-
-
-def shard_sums(
-    task: tuple[ShardStore, int, Mapping[str, Any] | None, dict[str, Any], Any, StarCounts | None],
-) -> list[MomentSums]:
-    """Moment sums of one shard, with the stars' weights: one block, or one per patch of sky.
-
-    Arguments:
-        task: The store, number of the shard, the member that looks at it (None: as measured), the
-            settings of the moments as JSON, the ball, and the counts whose asymmetry weights undo, or None.
-    """
-    store, shard, spec, values, ball, counts = task
-    settings = MomentsSettings.model_validate(values)
-    weights = store.weights([shard])
-    stars = seen(store, spec, [shard])
-    weights = None if weights is None else weights[stars.index]
-    if counts is not None:
-        weights = counts.weights(stars.states) * (1.0 if weights is None else weights)
-    errors = None
-    if settings.noise == "deconvolve":
-        errors = StarErrors(error_covariances(store, spec, [shard])[stars.index], observer_of(store))
-    moments = Moments(settings, ball)
-    if settings.jackknife == "sky":
-        return moments.patch_sums(stars.states, weights)
-    return [moments.sums(stars.states, weights, errors=errors)]
-
-
-def moment_blocks(
-    store: ShardStore,
-    settings: MomentsSettings,
-    spec: Mapping[str, Any] | None = None,
-    progress: Any = None,
-    *,
-    ball: Any = None,
-) -> list[MomentSums]:
-    """One pass over the shards of a store, on the cluster where there is one.
-
-    Arguments:
-        store: The shards.
-        settings: Splines, test functions, blocks of the jackknife.
-        spec: The member that looks at them, as of `MemberSpec.to_dict`; None sees them as measured.
-        progress: Called with (done, all) after every shard.
-        ball: The ball, that of the store if not given.
-
-    Returns:
-        At most ``settings.num_blocks`` blocks of shards, or the patches of sky.
-    """
-    from galray.cluster import stream_shards
-
-    ball = store.ball if ball is None else ball
-    values = settings.model_dump(mode="json")
-    counts = None
-    if settings.selection_cells_kpc:
-        counts = star_counts(store, settings.selection_cells_kpc, spec, ball)
-    tasks = [(store, i, spec, values, ball, counts) for i in range(len(store.shards))]
-    blocks = stream_shards(shard_sums, tasks, progress=progress)
-    num = settings.num_patches if settings.jackknife == "sky" else settings.num_blocks
-    return fold((block for of_shard in blocks for block in of_shard), num)
-
-
-def measure_moments(
-    store: ShardStore,
-    settings: MomentsSettings,
-    spec: Mapping[str, Any] | None = None,
-    progress: Any = None,
-    *,
-    penalty: Any = None,
-) -> tuple[SplineField, np.ndarray, MomentResult]:
-    """The weak-form inversion of a whole store: one pass over its shards, one linear solve.
-
-    Blocks of shards are those of the jackknife: stars are dealt to shards by a hash, so that the blocks are
-    random parts of the sample.
-
-    Arguments:
-        store: The shards.
-        settings: Splines, test functions, penalty.
-        spec: The member that looks at them, as of `MemberSpec.to_dict`; None sees them as measured.
-        progress: Called with (done, all) after every shard.
-        penalty: Strengths to take in place of what ``settings.penalty`` says, such as another field's.
-
-    Returns:
-        The field, the coefficients of the leave-one-out solutions, shape (blocks, splines), and all else.
-    """
-    moments = Moments(settings, store.ball)
-    blocks = moment_blocks(store, settings, spec, progress)
-    result = moments.result(blocks, penalty=penalty)
-    field, replicas = moments.jackknife(blocks, result)
-    return field, replicas, result

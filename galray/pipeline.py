@@ -18,7 +18,6 @@ from galray.console import Advance, Console
 from galray.errors import GalrayError
 from galray.provenance import content_hash, file_hash, provenance, write_atomic
 from galray.rundir import Run, RunDirectory, read_json, whole_folder
-from galray.seeds import seed_for
 
 if TYPE_CHECKING:
     from galray.catalog import ShardStore
@@ -118,14 +117,20 @@ class Pipeline:
             return
         # The configuration and its inputs are looked at before anything is started or written.
         self._preflight()
+        with self._locked() as stack:
+            self.directory.claim()
+            stack.callback(self.directory.save)
+            for quiet in ("ray", "mlflow", "alembic"):
+                logging.getLogger(quiet).setLevel(logging.ERROR)
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[ExitStack]:
+        """Keep others out of the run directory; what is entered on the stack ends with the lock."""
         with self.directory.locked(), ExitStack() as stack:
             self._stack = stack
             try:
-                self.directory.claim()
-                stack.callback(self.directory.save)
-                for quiet in ("ray", "mlflow", "alembic"):
-                    logging.getLogger(quiet).setLevel(logging.ERROR)
-                yield
+                yield stack
             finally:
                 self._stack = None
 
@@ -156,29 +161,9 @@ class Pipeline:
         """The run's numbers, figures, report and configuration into MLflow."""
         if self.tracker is None:
             return
-        summary = self._run().summary
-        top = summary["headline"]
-        numbers = {
-            top["name"]: {
-                key: top[key] for key in ("value", "error", "truth", "pull") if top[key] is not None
-            }
-        }
-        # `budget.TERM` is the term's error in the headline's unit.
-        numbers["budget"] = {t["term"]: t["error"] for t in top.get("terms") or [] if t["error"] is not None}
-        for row in summary["quantities"]:
-            name = f"{row['method']}.{row['name']}.{row['where']}"
-            numbers[name] = {key: row[key] for key in ("value", "error") if row[key] is not None}
-        self.tracker.metrics({_metric_name(name): values for name, values in numbers.items()})
-        self.tracker.metrics({"seconds": self.directory.stage_seconds()})
-        self.tracker.tags(
-            {
-                "galray.input_hash": summary["catalog"]["hash"],
-                "galray.blind": str(summary["run"].get("blind", False)).lower(),
-            }
-        )
-        for name in ("config.toml", "provenance.json", "results", "figures", "report.html"):
-            if (self.folder / name).exists():
-                self.tracker.artifact(self.folder / name)
+        from galray.tracking.results import record_results
+
+        record_results(self.tracker, self.folder, self._run().summary, self.directory.stage_seconds())
 
     def _preflight(self) -> None:
         from galray.planning import preflight
@@ -216,34 +201,14 @@ class Pipeline:
             self._stage("mock", f"{mock.galaxy.num_stars:,} stars in Gaia form", inputs, self._make_mock)
         return folder
 
-    def _make_mock(self, advance: Advance) -> dict[str, Any]:
-        from galray.catalog.writers import write_gaia_source
-        from galray.cluster import ClusterExecutor
-        from galray.mocks import DustMap, MilkyWay
-        from galray.mocks.observe import observe
+    def _make_mock(self, advance: Advance) -> dict[str, int]:
+        from galray.mock_files import write_mock
 
-        mock = self.config.mock
-        assert mock is not None
-        frame = self.config.catalog.frame.build()
-        galaxy = MilkyWay(mock.galaxy, frame)
-        states = galaxy.sample(
-            seed_for(self.config.seed, "mock", "stars"),
-            executor=ClusterExecutor(),
-            progress=lambda done, total: advance(0.7 * done / total, f"{done:,} of {total:,} stars"),
-        )
-        truth, dust = galaxy.truth(), None
-        if mock.dust is not None:
-            seed = seed_for(self.config.seed, "mock", "dust")
-            dust = DustMap(mock.dust, frame.sun_position, mock.galaxy.ball_radius_kpc, seed)
-            truth["dust"] = dust.to_dict()
-        seed = seed_for(self.config.seed, "mock", "observe")
-        observed = observe(states, mock.observe, seed, frame=frame, dust=dust)
-        advance(0.75, "writing GaiaSource files")
         with whole_folder(self.folder / "mock") as temporary:
-            files = write_gaia_source(observed, temporary, rows_per_file=mock.rows_per_file)
+            outcome, truth = write_mock(self.config, temporary, advance)
         self.directory.place.below("mock").settle()
         write_atomic(self.folder / "truth.json", truth)
-        return {"stars": observed.num_rows, "files": len(files)}
+        return outcome
 
     def run_catalog(self) -> ShardStore:
         """Turn the star files into shards of 6D stars, every row accounted for."""
@@ -395,86 +360,26 @@ class Pipeline:
             inputs = [[spec.id for spec in specs], store.hash]
             if not (self.folder / "fields" / "moments" / "penalty.safetensors").is_file():
                 self.directory.forget("moments")
-            self._stage(
-                "moments", f"{len(specs)} passes over the shards", inputs, self._make_moments(store, specs)
-            )
+            text = f"{len(specs)} passes over the shards"
+            self._stage("moments", text, inputs, lambda advance: self._make_moments(store, specs, advance))
 
-    def _make_moments(self, store: ShardStore, specs: list[MemberSpec]) -> Callable[[Advance], Any]:
-        from safetensors.numpy import save
+    def _make_moments(self, store: ShardStore, specs: list[MemberSpec], advance: Advance) -> dict[str, float]:
+        from galray.store_moments import measure_moment_members
 
-        from galray.gravity import Kernel, efficiency_map, save_field
-        from galray.measurement import (
-            evaluate,
-            measure_moments,
-            penalty_covariance,
-            places_of,
-            save_map,
-            star_counts,
-        )
-        from galray.member_stars import member_config
-
-        places = places_of(self.config, store)
-        kernel = Kernel.from_settings(self.config.gravity.kernel)
-
-        def work(advance: Advance) -> dict[str, Any]:
-            with whole_folder(self.folder / "fields" / "moments") as target:
-                return fill(target, advance)
-
-        def fill(target: Path, advance: Advance) -> dict[str, float]:
-            outcome: dict[str, float] = {}
-            base: Any = None
-            for number, spec in enumerate(specs):
-
-                def progress(done: int, total: int, number: int = number, name: str = spec.name) -> None:
-                    advance((number + done / total) / len(specs), name)
-
-                member = spec.to_dict()
-                settings = member_config(self.config, member).gravity.moments
-                # Members differ from the base by their stars alone: what the choice of a penalty may do is a
-                # term of its own, and a choice made anew would bring it in once more.
-                same = base is not None and settings == self.config.gravity.moments
-                field, replicas, found = measure_moments(
-                    store, settings, member, progress, penalty=base.penalty if same else None
-                )
-                evaluate(field, places, kernel, target / f"{spec.slug}.safetensors")
-                if spec.varied != "base":
-                    save_field(field, target / spec.slug)
-                if spec.varied == "base":
-                    base = field
-                    save_field(field, target / "field")
-                    if settings.selection_cells_kpc:
-                        counts = star_counts(store, settings.selection_cells_kpc)
-                        seen = efficiency_map(counts, found.selections["shared"].log_efficiency)
-                        save_map(seen, target / "dust.safetensors")
-                    hidden = penalty_covariance(field, places, kernel)
-                    write_atomic(target / "penalty.safetensors", save({"covariance": hidden}))
-                    outcome = {k: float(v) for k, v in field.statistics.items()}
-                    for i, replica in enumerate(replicas):
-                        evaluate(
-                            field.with_parameters(replica),
-                            places,
-                            kernel,
-                            target / f"jackknife-{i:03d}.safetensors",
-                        )
-            return outcome
-
-        return work
+        with whole_folder(self.folder / "fields" / "moments") as target:
+            return measure_moment_members(self.config, store, specs, target, advance)
 
     def unblind(self) -> Run:
         """Take the hidden offset off a finished run: tables, figures, report and MLflow's numbers anew."""
         from galray.blinding import open_envelope
         from galray.catalog import ShardStore
 
-        with self.directory.locked(), ExitStack() as stack, self._tracked():
-            self._stack = stack
-            try:
-                open_envelope(self.folder)
-                self.run_measure(ShardStore.at(self.directory.place.below("shards")))
-                self.run_report()
-                self._record_results()
-                self.directory.save()
-            finally:
-                self._stack = None
+        with self._locked() as stack, self._tracked():
+            stack.callback(self.directory.save)
+            open_envelope(self.folder)
+            self.run_measure(ShardStore.at(self.directory.place.below("shards")))
+            self.run_report()
+            self._record_results()
         return Run(self.folder)
 
     def run_measure(self, store: ShardStore) -> None:
@@ -565,9 +470,3 @@ def _dictionary(path: Path) -> dict[str, Any]:
     except GalrayError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _metric_name(text: str) -> str:
-    """A name that MLflow takes: letters, digits, and a few signs."""
-    words = text.replace("<", "lt").replace("|", "").replace("+", "p").replace("=", "")
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in words)

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 import galray
-from galray import cli, measurement
+from galray import cli, measurement, store_moments
 from galray.config import load_config
 from galray.console import Console
 from galray.errors import GalrayError
@@ -398,8 +398,8 @@ def test_members_are_freed_from_the_stars_errors(finished: galray.Run, tmp_path:
     assert any(name.endswith("of noisy stars") for name in json.loads((tmp_path / "checks.json").read_text()))
 
     moments = load_config(finished.folder / "config.toml").gravity.moments
-    field, _, _ = measurement.measure_moments(store, moments)
-    freed, _, _ = measurement.measure_moments(store, moments.model_copy(update={"noise": "deconvolve"}))
+    field, _, _ = store_moments.measure_moments(store, moments)
+    freed, _, _ = store_moments.measure_moments(store, moments.model_copy(update={"noise": "deconvolve"}))
     change = np.abs(freed.parameters - field.parameters).max() / np.abs(field.parameters).max()
     assert 1e-6 < change < 1.0
 

@@ -11,10 +11,10 @@ from galray.catalog import BallSettings, CatalogSettings, ShardStore, ingest
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
 from galray.gravity import Kernel, MomentsSettings, load_field
-from galray.measurement import measure_moments, moment_blocks, penalty_covariance
 from galray.mocks.observe import observables, source_ids
 from galray.results import Places, PlacesSettings
 from galray.store_gravity import measure_store
+from galray.store_moments import measure_moments, moment_blocks, penalty_covariance
 from galray.units import MSUN_PC3
 
 SMALL = [
@@ -84,7 +84,7 @@ def test_ray_and_one_process_give_the_same_sums(stores, ray_session):
     assert ray_session.is_initialized()
     spread = moment_blocks(stores[0], settings)
     assert len(spread) == 3
-    from galray.measurement import shard_sums
+    from galray.store_moments import shard_sums
 
     tasks = [(stores[0], i, None, settings.model_dump(mode="json"), stores[0].ball, None) for i in range(4)]
     alone = [shard_sums(task)[0] for task in tasks]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -236,27 +235,6 @@ class HaloPosterior:
     def prior(self, count: int = 4000, seed: int = 0) -> HaloPosterior:
         """Draw from the prior of the same model, for Bayes factors and for prior bands."""
         return HaloPosterior(self.model, self.model.draw_prior(count, seed), name=f"{self.name} (prior)")
-
-    def core_probability(self, r: float = 0.15, threshold: float = 0.5, seed: int = 0) -> dict[str, float]:
-        """How the slope at r judges core against cusp.
-
-        Arguments:
-            r: Radius in kpc.
-            threshold: γ below which the halo counts as cored.
-            seed: Of the prior's draws.
-
-        Returns:
-            ``posterior`` and ``prior`` probability of γ(r) < threshold, and ``log_bayes_factor``, ln of the
-            posterior odds over the prior odds (half a sample is added to each count).
-        """
-
-        def odds(halo: HaloPosterior) -> tuple[float, float]:
-            inside = float((halo.slope(r)[:, 0] < threshold).sum())
-            return inside / len(halo), math.log((inside + 0.5) / (len(halo) - inside + 0.5))
-
-        posterior, log_posterior = odds(self)
-        prior, log_prior = odds(self.prior(20_000, seed))
-        return {"posterior": posterior, "prior": prior, "log_bayes_factor": log_posterior - log_prior}
 
 
 _QUANTITIES = (

@@ -5,19 +5,13 @@ from typing import TYPE_CHECKING, Any
 from galray.ensemble.budget import combine_family
 from galray.ensemble.estimate import Estimate, Term
 from galray.ensemble.execute import MemberFunction, limit_threads
-from galray.ensemble.members import (
-    BudgetSettings,
-    EnsembleSettings,
-    FamilyDesign,
-    MemberSpec,
-    SystematicsSettings,
-    design,
-)
+from galray.ensemble.members import MemberSpec, design
 from galray.ensemble.methods import combine_methods
 from galray.ensemble.resample import bootstrap_counts, bootstrap_indices, split_indices
 from galray.ensemble.runner import concurrent_members, run_members
 from galray.ensemble.search import Trial, read_trials, run_search
 from galray.ensemble.search_space import SearchRange, TuneSettings
+from galray.ensemble.settings import BudgetSettings, EnsembleSettings, FamilyDesign, SystematicsSettings
 from galray.ensemble.store import MemberOutcome, MemberStore, report_progress
 from galray.ensemble.variance import jackknife_covariance, student_factor
 

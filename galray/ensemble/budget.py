@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galray.ensemble.estimate import Estimate, Term
-from galray.ensemble.members import FACTORS, BudgetSettings, MemberSpec
+from galray.ensemble.members import MemberSpec
+from galray.ensemble.settings import FACTORS, BudgetSettings
 from galray.ensemble.variance import (
     correlation,
     effective_number,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galray.ensemble.estimate import Estimate, Term
-from galray.ensemble.members import BudgetSettings
+from galray.ensemble.settings import BudgetSettings
 from galray.ensemble.variance import (
     effective_number,
     group_numbers,

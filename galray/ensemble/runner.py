@@ -10,7 +10,8 @@ from typing import Any
 from galray.catalog.mirror import Place
 from galray.cluster import is_connected, require, resources
 from galray.ensemble.execute import MemberFunction, execute, limit_threads
-from galray.ensemble.members import EnsembleSettings, MemberSpec
+from galray.ensemble.members import MemberSpec
+from galray.ensemble.settings import EnsembleSettings
 from galray.ensemble.store import MemberOutcome, MemberStore
 from galray.errors import GalrayError
 

@@ -20,7 +20,8 @@ from ray import tune
 
 from galray.catalog.mirror import Place
 from galray.ensemble.execute import MemberFunction, execute, limit_threads
-from galray.ensemble.members import EnsembleSettings, MemberSpec
+from galray.ensemble.members import MemberSpec
+from galray.ensemble.settings import EnsembleSettings
 from galray.ensemble.store import MemberOutcome, MemberStore
 
 __all__ = ["no_cpu", "run_trials", "silence"]

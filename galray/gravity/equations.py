@@ -49,19 +49,6 @@ class Equations:
     weight: Array
     star: NDArray[np.int64]
 
-    def of_stars(self, chosen: NDArray[np.bool_]) -> Equations:
-        """The rows of stars for which `chosen` (one per star) is true, the stars numbered anew."""
-        rows = chosen[self.star]
-        number = np.cumsum(chosen) - 1
-        return Equations(
-            self.x[rows],
-            self.z[rows],
-            self.slope[rows],
-            self.streaming[rows],
-            self.weight[rows],
-            number[self.star[rows]],
-        )
-
 
 def estimating_equations(
     states: Array,

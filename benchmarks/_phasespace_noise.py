@@ -74,7 +74,10 @@ TRAINING = {
     "flow": {"epochs": 12, "batch_size": 512},
     "score": {"epochs": 10, "batch_size": 512, "learning_rate": 1e-2},
 }
-MOMENTS = {"num_potential_splines": (6, 9), "num_test_splines": (8, 14), "penalty": 0.1}
+# Written out, defaults and all: parts that are kept know by them whether they are still true.
+MOMENTS = MomentsSettings(num_potential_splines=(6, 9), num_test_splines=(8, 14), penalty=0.1).model_dump(
+    mode="json"
+)
 VELOCITIES = 2000
 LIMIT = 3.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -130,6 +131,18 @@ def test_mixed_precision_trains_close_to_full(kind):
     assert losses(mixed) != losses(full)  # it does round
     gain = full.curve[0]["validation"] - full.best
     assert mixed.best == pytest.approx(full.best, abs=0.2 * abs(gain) + 0.02)
+
+
+@pytest.mark.parametrize("kind", ["flow", "score"])
+def test_a_compiled_loss_gives_the_plain_curve(kind, monkeypatch):
+    # Traced for real, forward and backward; only the C++ compiler, a minute long, is left out.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    settings = SETTINGS.model_copy(update={"epochs": 2})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GalrayWarning)
+        compiled = train(kind, settings.model_copy(update={"compile": True}))
+    plain = train(kind, settings)
+    np.testing.assert_allclose(losses(compiled), losses(plain), rtol=1e-3, atol=1e-4)
 
 
 def test_tf32_is_set_for_the_run_alone():

@@ -15,7 +15,7 @@ from galray.phasespace.transforms import Ball, Chart
 
 __all__ = ["ScoreNetwork"]
 
-_ROUNDS = 4  # of the base: where errors are half the dispersion each leaves two fifths of what is amiss
+_ROUNDS = 3  # of the base: where errors are half the dispersion each leaves two fifths of what is amiss
 _CHUNK = 16_384  # points per evaluation: bounds memory and stays near the cache
 
 

@@ -51,13 +51,16 @@ class Fuzz:
 
     def _write_store(self, path: Path) -> Path:
         from galray.catalog import CatalogSettings, ingest
+        from galray.catalog.columns import CORRELATIONS, ERRORS
 
         path.parent.mkdir(parents=True)
         rng = np.random.default_rng(1)
-        rows = [",".join(("source_id", "ra", "dec", "parallax", "pmra", "pmdec", "radial_velocity"))]
+        names = ("source_id", "ra", "dec", "parallax", "pmra", "pmdec", "radial_velocity")
+        rows = [",".join((*names, *ERRORS, *CORRELATIONS))]
+        rest = (*(0.01 for _ in ERRORS), *(0.0 for _ in CORRELATIONS))
         for number in range(60):
             values = (rng.uniform(0, 360), rng.uniform(-80, 80), 1.0, 2.0, -3.0, 10 * rng.standard_normal())
-            rows.append(",".join(map(str, (number + 1, *values))))
+            rows.append(",".join(map(str, (number + 1, *values, *rest))))
         (path.parent / "stars.csv").write_text("\n".join(rows) + "\n")
         ingest(CatalogSettings(files=(str(path.parent / "stars.csv"),), num_shards=2), path)
         return path
@@ -164,20 +167,13 @@ class Fuzz:
         from galray.phasespace import load_model
         from galray.training.store import FILE, load_checkpoint
 
-        size = struct.unpack("<Q", self._weights[:8])[0]
-        header, body = json.loads(self._weights[8 : 8 + size]), self._weights[8 + size :]
-        for _ in range(self.random.choice((1, 1, 3))):
-            self._mutate(header)
-        text = json.dumps(header).encode(errors="surrogatepass")
-        length = size if self.random.random() < 0.1 else len(text)
-        content = struct.pack("<Q", length) + text + body
-        if self.random.random() < 0.3:
-            content = self._bent(content)
+        broken = self.random.choice(("weights", "weights", "description", "both"))
+        content = self._weights if broken == "description" else self._broken_weights()
         folder = self.folder / "inside" / "model"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.folder / "whole" / "model", folder)
         (folder / "model.safetensors").write_bytes(content)
-        if self.random.random() < 0.2:
+        if broken != "weights":
             described = json.loads((folder / "model.json").read_text())
             self._mutate(described)
             (folder / "model.json").write_text(json.dumps(described))
@@ -185,6 +181,16 @@ class Fuzz:
         with contextlib.suppress(GalrayError):
             load_checkpoint(folder)
         load_model(folder)
+
+    def _broken_weights(self) -> bytes:
+        size = struct.unpack("<Q", self._weights[:8])[0]
+        header, body = json.loads(self._weights[8 : 8 + size]), self._weights[8 + size :]
+        for _ in range(self.random.choice((1, 1, 3))):
+            self._mutate(header)
+        text = json.dumps(header).encode(errors="surrogatepass")
+        length = size if self.random.random() < 0.1 else len(text)
+        content = struct.pack("<Q", length) + text + body
+        return self._bent(content) if self.random.random() < 0.3 else content
 
     # Mutations ---------------------------------------------------------------------------------------------
 

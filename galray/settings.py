@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 __all__ = ["Settings"]
 
@@ -15,3 +18,16 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, given: Any) -> Any:
+        """Refuse the character that ends a path or a name for the operating system."""
+        for key, value in given.items() if isinstance(given, Mapping) else ():
+            if any(
+                "\0" in text
+                for text in (value, *(value if isinstance(value, list) else ()))
+                if isinstance(text, str)
+            ):
+                raise ValueError(f"{key}: holds a null character")
+        return given

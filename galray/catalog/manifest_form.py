@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from galray.catalog.measures import DISTANCE_COLUMNS
+
 __all__ = ["require_form"]
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.=+-]+(/[A-Za-z0-9_.=+-]+)*$", max_length=300)]
@@ -30,7 +32,7 @@ class _Frame(_Form):
     """Of `galray.frame.GalacticFrame`; the store's is made of it."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-    sun_galcen_distance_kpc: float
+    sun_galcen_distance_kpc: float = Field(gt=0, le=1e3)
     sun_height_kpc: float
     sun_velocity_km_s: Triple
     galcen_ra_deg: float
@@ -71,7 +73,8 @@ class _Manifest(_Form):
     ball: _Ball | None = None
     cuts: dict[str, str] = {}
     created: str = ""
-    distance: str = "inverse_parallax"
+    distance: Literal["inverse_parallax", "edsd", "joined"] = "inverse_parallax"
+    parallax_zero_point: float | Literal["lindegren2021"] | None = None
     inputs: list[dict[str, Any]] = []
     quarantined: list[_Bad] = []
     seed: int = 0
@@ -84,6 +87,12 @@ class _Manifest(_Form):
             raise ValueError("frame: the Sun is higher above the plane than far from the centre")
         if not self.shards:
             raise ValueError("shards: there is none")
+        per_star = ["parallax_zero_point"] if isinstance(self.parallax_zero_point, str) else []
+        for name in (*DISTANCE_COLUMNS[self.distance], *per_star) if self.source == "gaia" else ():
+            if name not in self.columns:
+                raise ValueError(f"columns: there is no {name}, which the distances need")
+        if self.source == "gaia" and self.parallax_zero_point is None:
+            raise ValueError("parallax_zero_point: absent")
         return self
 
 

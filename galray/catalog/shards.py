@@ -429,7 +429,10 @@ class ShardStore:
 
 
 def _read(file: os.PathLike[str], names: list[str]) -> pl.DataFrame:
-    return pl.read_parquet(os.fspath(file), columns=names, glob=False).select(names)
+    try:
+        return pl.read_parquet(os.fspath(file), columns=names, glob=False).select(names)
+    except pl.exceptions.ColumnNotFoundError as error:
+        raise GalrayError(f"{file}: no such column: {error}", "ingest the catalogue again") from None
 
 
 def _drawn_distances(

@@ -1,7 +1,8 @@
 """The process that writes a run's journal into MLflow: `python -m galray.tracking.writer RUN`.
 
-It ends when the journal says "close", or when its standard input closes, which happens however the
-driver dies; then everything still marked as running is ended as FAILED.
+While nobody answers it waits, and goes on with the same entry. It ends when the journal says "close", or when
+its standard input closes, which happens however the driver dies; then everything still marked as running is
+ended as FAILED.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import getpass
 import json
 import os
+import re
 import select
 import sys
 import time
@@ -28,6 +30,9 @@ _BATCH = 1000
 _PARAM_BATCH = 100
 _WATCH_SECONDS = 2.0
 """How often the curves of members in training are looked at."""
+_PAUSE_SECONDS = 1.0
+_AWAY_SECONDS = 1800.0
+"""How long a server that went away is waited for after the run's end; then the next start writes the rest."""
 
 
 class Recorder:
@@ -43,11 +48,51 @@ class Recorder:
         self._followed: dict[str, dict[str, Any]] = {}
         self._looked = 0.0
         self._system: Any = None
+        self._machine: tuple[str, float] | None = None
+        self._away: float | None = None
 
     @property
     def ready(self) -> bool:
         """Whether the run exists in MLflow."""
         return self._client is not None and bool(self.state.parent)
+
+    @property
+    def away(self) -> bool:
+        """Whether nobody answered at the store when it was last asked."""
+        return self._away is not None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody has answered for so long that there is no use in waiting."""
+        return self._away is not None and time.monotonic() - self._away > _AWAY_SECONDS
+
+    def unanswered(self, error: Exception) -> bool:
+        """Note an error where it says that nobody answered, and tell whether it does."""
+        if not _nobody_answers(error):
+            return False
+        self._away = self._away or time.monotonic()
+        self.state.error = _brief(error)
+        return True
+
+    def reachable(self) -> bool:
+        """Whether the store may be written to; one that was away is asked first."""
+        if self.away:
+            try:
+                self._client.get_run(self.state.parent)
+            except Exception as error:
+                return not self.unanswered(error)
+            self.answered()
+        return True
+
+    def answered(self) -> None:
+        """Note that the store took what it was given; one that is back is told of this machine again."""
+        if self._away is None:
+            return
+        self._away = None
+        if not self.state.refused:
+            self.state.error = ""
+        if self._machine is not None:
+            self._watch_machine(*self._machine)
 
     def apply(self, entry: dict[str, Any]) -> None:
         """Apply one entry.
@@ -120,6 +165,7 @@ class Recorder:
         """Record what the driver's machine does, from a thread, until the run ends."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        self._machine = (uri, seconds)
         if self._system is not None:
             self._system.finish()
         self._system = SystemMetricsMonitor(
@@ -221,7 +267,9 @@ class Recorder:
 
         try:
             return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
-        except MlflowException:
+        except MlflowException as error:
+            if _nobody_answers(error):
+                raise
             return False
 
     def _write(
@@ -275,14 +323,16 @@ def main(folder: str) -> int:
         while True:
             # Look at the driver before the journal: what it said before its end is then read.
             gone = gone or _driver_gone()
-            closed = _drain(journal, recorder)
-            if not closed:
+            closed = recorder.reachable() and _drain(journal, recorder)
+            if not closed and not recorder.away:
                 _look(recorder)
             if not recorder.ready and state.error:
                 state.save(journal)
                 return 3
-            if closed or gone:
+            if closed or (gone and (recorder.given_up or not recorder.away)):
                 break
+            if recorder.away:
+                time.sleep(_PAUSE_SECONDS)
         if not closed:
             try:
                 recorder.end("FAILED")
@@ -298,7 +348,8 @@ def _look(recorder: Recorder) -> None:
         recorder.watch()
     except Exception as error:
         traceback.print_exc()
-        recorder.state.error = f"follow: {_brief(error)}"
+        if not recorder.unanswered(error):
+            recorder.state.error = f"follow: {_brief(error)}"
 
 
 def _drain(journal: Journal, recorder: Recorder) -> bool:
@@ -311,8 +362,8 @@ def _drain(journal: Journal, recorder: Recorder) -> bool:
                 # Entries of an earlier start that had no store wait for the next "open".
                 if not _reopen(journal, recorder, entry):
                     return False
-            else:
-                _attempt(journal, recorder, entry)
+            elif not _attempt(journal, recorder, entry):
+                return False
         state.offset = offset
         state.save(journal)
     return closed
@@ -331,20 +382,29 @@ def _reopen(journal: Journal, recorder: Recorder, entry: dict[str, Any]) -> bool
         lines = journal.failed_path.read_text().splitlines()
         journal.failed_path.unlink()
         recorder.state.refused = 0
-        for line in lines:
-            _attempt(journal, recorder, json.loads(line))
-    if entry is not opening:
-        _attempt(journal, recorder, entry)
-    return True
+        for number, line in enumerate(lines):
+            if not _attempt(journal, recorder, json.loads(line)):
+                with open(journal.failed_path, "a") as file:
+                    file.writelines(f"{rest}\n" for rest in lines[number:])
+                recorder.state.refused = len(lines) - number
+                return False
+    return entry is opening or _attempt(journal, recorder, entry)
 
 
-def _attempt(journal: Journal, recorder: Recorder, entry: dict[str, Any]) -> None:
-    """Apply an entry, a second time if need be; keep it for the next start if MLflow refuses it."""
+def _attempt(journal: Journal, recorder: Recorder, entry: dict[str, Any]) -> bool:
+    """Apply an entry, a second time if need be; keep it for the next start if MLflow refuses it.
+
+    Returns:
+        Whether it is done with; where nobody answers it is not, and comes again.
+    """
     for last in (False, True):
         try:
             recorder.apply(json.loads(json.dumps(entry)))
-            return
+            recorder.answered()
+            return True
         except Exception as error:
+            if recorder.unanswered(error):
+                return False
             if not last:
                 time.sleep(1.0)
                 continue
@@ -353,6 +413,17 @@ def _attempt(journal: Journal, recorder: Recorder, entry: dict[str, Any]) -> Non
             recorder.state.refused += 1
             with open(journal.failed_path, "a") as file:
                 file.write(json.dumps(entry) + "\n")
+    return True
+
+
+def _nobody_answers(error: Exception) -> bool:
+    """Whether a store could not be reached at all, as against an answer that refuses."""
+    kinds = (kind.__name__ for kind in type(error).__mro__)
+    # MLflow's client wraps whatever the connection raised; 500 is the server's word on this very request.
+    lost = re.search(r"API request to \S+ failed with (timeout )?exception", str(error))
+    return any(re.search("Connect|Timeout", kind) for kind in kinds) or (
+        lost is not None and "too many 500 error responses" not in str(error)
+    )
 
 
 def _last_opening(journal: Journal) -> dict[str, Any]:

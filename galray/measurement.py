@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from galray.catalog import ShardStore, observer_of
+from galray.catalog.mirror import place_of
 from galray.config import RunConfig
 from galray.efficiency_maps import DUST_CELLS_KPC, save_map, star_counts
 from galray.ensemble import bootstrap_indices, report_progress, split_indices
@@ -173,8 +174,9 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
             validation,
             settings,
             seed=seed,
-            storage=target / "checkpoint",
-            curve=target / "curve.json",
+            storage=place_of(target, config.catalog.storage.signed),
+            name="checkpoint",
+            curve="curve.json",
         )
     else:
         result = training.fit(

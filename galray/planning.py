@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from galray.catalog.storage import is_url
 from galray.config import RunConfig, with_values
 from galray.errors import GalrayError
 
@@ -72,11 +71,6 @@ def preflight(config: RunConfig) -> None:
             cannot be built, a method has no members, there are too few shards for a jackknife, or the
             calibration to apply is of something else.
     """
-    if is_url(config.output) and max(config.training.flow.max_workers, config.training.score.max_workers) > 1:
-        raise GalrayError(
-            f"output = {config.output!r}: the workers of one training need a folder that they share",
-            "set training.flow.workers = 1 and training.score.workers = 1, or name a shared folder",
-        )
     kind = _look_at_files(config) if config.mock is None else _look_at_mock(config)
     if "vertical" in config.methods:
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from galray.catalog.storage import is_url
+from galray.catalog.mirror import Place, place_of
 from galray.config import RunConfig, load_config, to_toml, with_values
 from galray.ensemble import Trial, concurrent_members, run_search
 from galray.errors import GalrayError
@@ -30,6 +31,7 @@ __all__ = ["TuneResult", "checked_space", "train_trial", "tune"]
 
 
 _LOOK_SECONDS = 0.5
+_LOOK_SECONDS_AT_URL = 5.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def train_trial(
     assert store.ball is not None
     ball = Ball(store.ball.center, store.ball.radius)
     model = build_model(family, getattr(config, family), ball, train, seed=seed)
+    place = place_of(target, config.catalog.storage.signed)
     path = target / "curve.json"
     curve: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
 
@@ -140,10 +143,11 @@ def train_trial(
                 held,
                 settings,
                 seed=seed,
-                storage=target / "checkpoint",
-                curve=path,
+                storage=place,
+                name="checkpoint",
+                curve="curve.json",
             ),
-            path,
+            place,
             len(curve),
             report,
         )
@@ -163,11 +167,13 @@ def train_trial(
         losses = objective.validate(model, objective.prepare(model, held, validation=True))
     np.save(target / "held_out.npy", losses.float().numpy())
     save_model(model, target / "model")
+    shutil.rmtree(target / "checkpoint", ignore_errors=True)  # of use until the weights are safe, and large
+    place.remove("checkpoint/")
     return {key: getattr(result, key) for key in ("best", "best_epoch", "epochs", "seconds")}
 
 
 def _followed(
-    work: Callable[[], Any], curve: Path, known: int, report: Callable[[dict[str, Any]], None]
+    work: Callable[[], Any], place: Place, known: int, report: Callable[[dict[str, Any]], None]
 ) -> Any:
     """Train in a thread, and report the curve that the workers write, epoch by epoch.
 
@@ -176,7 +182,7 @@ def _followed(
 
     Arguments:
         work: The training.
-        curve: File of its curve.
+        place: Where it writes its curve.
         known: Epochs that are reported already.
         report: Takes each epoch's row.
     """
@@ -191,7 +197,7 @@ def _followed(
     threading.Thread(target=run, daemon=True).start()
     while True:
         ended = bool(done)
-        rows = json.loads(curve.read_text()) if curve.is_file() else []
+        rows = json.loads(place.read("curve.json") or b"[]")
         for row in rows[known:]:
             report(row)
         known = max(known, len(rows))
@@ -200,7 +206,7 @@ def _followed(
             if error is not None:
                 raise error
             return result
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_LOOK_SECONDS if type(place) is Place else _LOOK_SECONDS_AT_URL)
 
 
 def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool = False) -> TuneResult:
@@ -220,15 +226,10 @@ def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool
     if not isinstance(config, RunConfig):
         config = load_config(config)
     own = checked_space(config)
-    if is_url(config.output):
-        raise GalrayError(
-            f"output = {config.output!r}: the trials of a search need a folder that all nodes share",
-            "name one with --set output=/shared/…",
-        )
     if not config.cluster.enabled:
         raise GalrayError("cluster.enabled = false, but the search runs on Ray", "set cluster.enabled = true")
     pipeline = Pipeline(config, console, overwrite=overwrite)
-    folder = pipeline.folder / "tune" / search_hash(config)
+    place = config.place.below("tune").below(search_hash(config))
     with pipeline.session():
         if config.mock is not None:
             pipeline.run_mock()
@@ -236,20 +237,21 @@ def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool
         store.require_stars()
         pipeline.connect()
         with pipeline.console.stage("tune", f"{config.tune.trials} trials of {config.tune.family}"):
-            trials = _search(config, store.location, folder, own)
-        found = _conclude(config, folder, trials, own)
-        _record(config, folder, found)
+            trials = _search(config, store.location, place, own)
+        found = _conclude(config, place.folder, trials, own)
+        _record(config, place.folder, found)
+        config.place.below("tune").push("best.toml", f"{place.folder.name}/**/*")
     return found
 
 
-def _search(config: RunConfig, store: str, folder: Path, own: Mapping[str, Any]) -> list[Trial]:
+def _search(config: RunConfig, store: str, place: Place, own: Mapping[str, Any]) -> list[Trial]:
     """Run the trials on the connected cluster."""
     ensemble, settings = config.ensemble, getattr(config.training, config.tune.family)
     slots = concurrent_members(ensemble, config.tune.trials, settings.max_workers)
     return run_search(
         "galray.tuning:train_trial",
         config.tune,
-        folder,
+        place,
         {"config": config.model_dump(mode="json"), "store": store},
         seed=seed_for(config.seed, "tune", "draws") % 2**31,
         epochs=settings.epochs,

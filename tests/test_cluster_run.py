@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from safetensors.numpy import load_file
 import galray
 from galray.catalog.mirror import SCRATCH, Mirror
 from galray.catalog.storage import StorageSettings
+from galray.config import load_config
+from galray.ensemble import read_trials
 from tests.chain_config import write_config
 from tests.mlflow_server import KEYS
 from tests.ray_nodes import Nodes, ray_nodes
@@ -163,6 +166,35 @@ def test_a_node_lost_in_the_ensemble_and_a_second_run_at_once(
     assert job.returncode == 0, out
     assert len(finished(place)) == 2
     assert galray.load_run(place.url, storage).headline["value"] is not None
+
+
+def test_trainings_on_two_nodes_and_a_search_of_them(
+    nodes: Nodes, storage: StorageSettings, here: Path
+) -> None:
+    """Every trial, and then the member, has a rank on each node; all they share is the object store."""
+    rate = "training.score.learning_rate"
+    config = write_config(here, name="ranks", num_stars=6000)
+    where = [*overrides(storage), "--set", 'methods=["score"]', "--set", "ensemble.score.seeds=1"]
+    where += ["--set", "training.score.workers=2", "--set", "training.score.epochs=4"]
+    search = [f"tune.space={{ '{rate}' = [1e-6, 5e-3] }}", f"{rate}=1e-6", "tune.trials=2", "tune.asha=false"]
+    found = nodes.submit(config, *where, "--stage", "tune", *(w for s in search for w in ("--set", s)))
+    assert found.returncode == 0, found.stdout + found.stderr
+    place = Mirror(f"s3://{BUCKET}/runs/ranks", storage)
+    place.pull(prefix="tune/")
+    trials = read_trials(next((place.folder / "tune").glob("*/trials")))
+    assert [(trial.status, trial.epochs) for trial in trials] == [("finished", 4)] * len(trials)
+    assert trials[0].choices == {rate: 5e-3}
+    curve = json.loads((trials[0].folder / "curve.json").read_text())
+    assert [row["workers"] for row in curve] == [2] * 4
+    assert load_config(place.folder / "tune" / "best.toml").training.score.learning_rate == 5e-3
+
+    trained = nodes.submit(config, *where, "--stage", "ensemble", "--set", f"{rate}=1e-6")
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    place.pull(prefix="members/")
+    member = json.loads((place.folder / "members" / "000" / "curve.json").read_text())
+    assert [row["workers"] for row in member] == [2] * 4
+    names = place.sizes()
+    assert not [name for name in names if "/train/" in name], "stars that were dealt lie about"
 
 
 def test_a_cluster_that_was_restarted_goes_on(storage: StorageSettings, here: Path, tmp_path_factory) -> None:

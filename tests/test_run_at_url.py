@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import galray
 from galray.catalog.lease import LEASE
@@ -14,8 +16,11 @@ from galray.config import load_config
 from galray.ensemble import EnsembleSettings, MemberSpec, MemberStore, run_members
 from galray.ensemble import store as member_files
 from galray.errors import GalrayError
+from galray.phasespace import build_model
 from galray.pipeline import Pipeline
+from galray.training import TrainingResult, fit_distributed
 from tests.chain_config import write_config
+from tests.test_training_distributed import BALL, MODEL, SETTINGS, stars
 
 HERE = EnsembleSettings(concurrent=0)
 """Members one by one in this process, whatever cluster another test has left connected."""
@@ -122,21 +127,33 @@ def test_a_member_leaves_with_its_node_and_goes_on_elsewhere(tmp_path, s3_storag
     assert outcome.result == {"begun": 1}
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [("training.score.workers=2", "workers of one training"), ("output=s3://galray/../x", "not a URL")],
-)
-def test_what_a_url_cannot_do_is_refused(tmp_path, override, words) -> None:
-    config = load_config(write_config(tmp_path), ["output=s3://galray/runs", override])
-    with pytest.raises(GalrayError, match=words):
-        Pipeline(config).run()
+def test_a_training_by_ranks_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch) -> None:
+    """Stars, checkpoints, curve and result go through the URL; Ray Train keeps its own state there too."""
+    model = build_model("score", MODEL, BALL, stars(), seed=1)
+    fit_distributed("score", model, stars(), stars(300, 1), SETTINGS, seed=3, storage=tmp_path, local=True)
+    there = build_model("score", MODEL, BALL, stars(), seed=1)
+
+    def train(curve: str) -> TrainingResult:
+        place = Mirror("s3://galray/training", s3_storage)
+        return fit_distributed(
+            "score", there, stars(), stars(300, 1), SETTINGS, seed=3, storage=place, curve=curve, local=True
+        )  # fmt: skip
+
+    found = train("curve.json")
+    assert torch.equal(there.score(stars(50, 2)), model.score(stars(50, 2)))
+    place = Mirror("s3://galray/training", s3_storage)
+    names = {"curve.json", "training/checkpoint/state.safetensors", "training/result/result.json"}
+    assert place.sizes().keys() > names
+    assert json.loads(place.read("curve.json") or b"") == found.curve
+    assert not list((tmp_path / "scratch").glob("training-*")), "ranks clear their desks"
+
+    # On another node, and with the result lost: the last checkpoint is there, and no epoch is done again.
+    place.remove("training/result", "curve.json")
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
+    assert train("curve.json").curve == found.curve
+    assert place.read("curve.json") is None
 
 
-def test_a_search_at_a_url_is_refused(tmp_path) -> None:
-    from galray.tuning import tune
-
-    config = load_config(
-        write_config(tmp_path), ["output=s3://galray/runs", 'tune.space={"training.score.epochs"=[1,2]}']
-    )
-    with pytest.raises(GalrayError, match="trials of a search"):
-        tune(config)
+def test_what_is_no_place_is_refused(tmp_path) -> None:
+    with pytest.raises(GalrayError, match="not a URL"):
+        Pipeline(load_config(write_config(tmp_path), ["output=s3://galray/../x"])).run()

@@ -40,7 +40,7 @@ def test_local_mode_equals_the_bare_loop(tmp_path):
         SETTINGS,
         seed=3,
         storage=tmp_path,
-        curve=tmp_path / "curve.json",
+        curve="curve.json",
         local=True,
     )
     assert json.loads((tmp_path / "curve.json").read_text()) == result.curve

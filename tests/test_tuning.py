@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from galray.catalog.mirror import Place
 from galray.config import RunConfig, load_config
 from galray.ensemble import SearchRange, TuneSettings, read_trials, run_search
 from galray.errors import GalrayError
@@ -48,7 +49,7 @@ def search(found: TuneSettings, folder: Path, epochs: int = 9, **context):
     return run_search(
         parabola,
         found,
-        folder / "search",
+        Place(folder / "search"),
         {"calls": str(calls), "epochs": epochs, **context},
         seed=5,
         epochs=epochs,
@@ -177,28 +178,3 @@ def test_tune_from_a_bad_start_on_the_mock_galaxy(ray_session, tmp_path):
     assert read_trials(next((config.run_dir / "tune").glob("*/trials"))) == found.trials
     again = tune(config)
     assert again.trials == found.trials
-
-
-@pytest.mark.cluster
-def test_trials_of_two_workers_are_groups_of_ray_train(ray_session, tmp_path):
-    config = load_config(
-        write_config(tmp_path, num_stars=6_000),
-        [
-            "training.score.workers=2",
-            "training.score.epochs=6",
-            f"{RATE}=1e-6",
-            f"tune.space={{ '{RATE}' = [1e-6, 1e-3, 5e-3] }}",
-            "tune.trials=3",
-            "tune.search='random'",
-            "tune.grace_epochs=1",
-            "tracking.enabled=false",
-        ],
-    )
-    found = tune(config)
-    assert len(found.trials) >= 1
-    assert all(trial.error == "" for trial in found.trials)
-    best = found.trials[0]
-    assert (best.status, best.epochs) == ("finished", 6)
-    rows = json.loads((best.folder / "curve.json").read_text())
-    assert [row["epoch"] for row in rows] == list(range(6))
-    assert all(row["workers"] == 2 for row in rows)

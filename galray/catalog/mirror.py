@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 
 from galray.catalog.storage import Storage, StorageSettings, is_url
 from galray.errors import GalrayError
+from galray.provenance import write_atomic
 
-__all__ = ["Mirror", "Place", "RemoteFile", "join_url", "open_place", "scratch_folder"]
+__all__ = ["Mirror", "Place", "RemoteFile", "join_url", "open_place", "place_of", "scratch_folder"]
 
 SCRATCH = "GALRAY_SCRATCH"
 """The environment variable that names a node's folder for copies."""
@@ -56,6 +57,21 @@ def join_url(url: str, *names: str) -> str:
 def open_place(path: Path | str, storage: StorageSettings | None = None) -> Place:
     """The place that a path or URL names."""
     return Mirror(str(path), storage) if is_url(path) else Place(Path(path).absolute())
+
+
+def place_of(folder: Path | str, storage: StorageSettings | None = None) -> Place:
+    """The place whose copy on this node a folder is; the folder itself where it is nobody's copy.
+
+    Arguments:
+        folder: An absolute path, such as a member or a trial is given to write into.
+        storage: How the object store is reached.
+    """
+    path = Path(folder)
+    scratch = scratch_folder()
+    if not path.is_relative_to(scratch):
+        return Place(path)
+    scheme, *names = path.relative_to(scratch).parts
+    return Mirror(f"{scheme}://{'/'.join(names)}", storage)
 
 
 class Place:
@@ -107,6 +123,14 @@ class Place:
             return (self.folder / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file as a whole."""
+        write_atomic(self.folder / name, content)
+
+    def ray_storage(self) -> dict[str, Any]:
+        """Where Ray Train and Ray Tune keep their own state, as keywords of their ``RunConfig``."""
+        return {"storage_path": str(self.folder)}
 
     def pull(self, *patterns: str, prefix: str = "") -> None:
         """Bring files to this node that are not here, or are of another size.
@@ -262,8 +286,18 @@ class Mirror(Place):
 
         return self._patiently(look, "read")
 
+    def ray_storage(self) -> dict[str, Any]:
+        """As `Place.ray_storage`: Ray writes through the same file system as everybody else."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        system = self._system()
+        return {
+            "storage_path": system._strip_protocol(self.url),
+            "storage_filesystem": PyFileSystem(FSSpecHandler(system)),
+        }
+
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file at the URL."""
+        """As `Place.write`, at the URL."""
         self._patiently(lambda: self._system().pipe_file(join_url(self.url, name), content), "written")
 
     def clear(self) -> None:

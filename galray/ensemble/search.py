@@ -12,12 +12,14 @@ import fcntl
 import json
 import math
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from galray.catalog.mirror import Mirror, Place
 from galray.ensemble.execute import limit_threads, resolve
 from galray.ensemble.search_space import SearchRange, TuneSettings
 from galray.errors import GalrayError
@@ -33,6 +35,8 @@ TrialFunction = Callable[
 _METRIC = "held_out_loss"
 _EXPERIMENT = "tune"
 _TRIED = "search.json"
+_SEND_SECONDS = 20.0
+"""How often a trial at a URL sends its checkpoint; its curve goes after every epoch."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def _read(path: Path) -> Any:
 def run_search(
     function: str | TrialFunction,
     settings: TuneSettings,
-    folder: Path,
+    place: Place,
     context: Mapping[str, Any],
     *,
     seed: int,
@@ -105,7 +109,8 @@ def run_search(
     Arguments:
         function: What a trial does; see `TrialFunction`.
         settings: Space, budget, search and early stopping.
-        folder: Where the trials and Tune's own state lie; storage that all nodes share.
+        place: Where the trials and Tune's own state lie: a folder that all nodes share, or the place of a
+            URL, of which each node then has a copy of its own trials.
         context: What all trials share.
         seed: Of the draws.
         epochs: Most epochs of a trial, for the rungs of early stopping.
@@ -127,22 +132,24 @@ def run_search(
 
     from galray.ensemble.trials import no_cpu, silence
 
+    folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)
-    trials_folder, experiment = folder / "trials", folder / _EXPERIMENT
+    _bring(place)
+    trials_folder = folder / "trials"
     shared = {
         "function": function,
-        "folder": str(trials_folder),
+        "place": place.below("trials"),
         "context": dict(context),
         "threads": threads,
     }
     held: Any = no_cpu() if groups else {"cpu": cpus, "gpu": gpus}
     trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), held)
     with silence(TUNE_GLOBAL_CHECKPOINT_S="5"):
-        tuner = _restored(experiment, trainable)
+        tuner = _restored(place, trainable)
         while True:
             tried = _tried(folder)
             if tuner is None and tried < settings.trials:
-                shutil.rmtree(experiment, ignore_errors=True)
+                _forget_experiment(place)
                 tuner = tune.Tuner(
                     trainable,
                     param_space=_space(settings.space) if settings.search == "random" else None,
@@ -160,7 +167,7 @@ def run_search(
                     ),
                     run_config=tune.RunConfig(
                         name=_EXPERIMENT,
-                        storage_path=str(folder.absolute()),
+                        **place.ray_storage(),
                         failure_config=tune.FailureConfig(max_failures=max_crashes),
                         verbose=0,
                     ),
@@ -168,10 +175,12 @@ def run_search(
             if tuner is None:
                 break
             results = tuner.fit()
+            _bring(place)
             _account_for_the_dead(results, trials_folder)
             # From here on this part of the search is done: it is not restored, only added to.
             write_atomic(folder / _TRIED, {"tried": tried + len(results)})
-            shutil.rmtree(experiment, ignore_errors=True)
+            place.push("trials/**/*", _TRIED)
+            _forget_experiment(place)
             tuner = None
             if settings.hours is not None:
                 break  # the time is up, or all trials are done
@@ -180,6 +189,20 @@ def run_search(
         reason = trials[0].error if trials else "no trial was started"
         raise GalrayError(f"all {len(trials)} trials failed; the first: {reason}", "widen or mend tune.space")
     return trials
+
+
+def _bring(place: Place) -> None:
+    """Have on this node what the trials on all nodes have found."""
+    if isinstance(place, Mirror):
+        shutil.rmtree(place.folder / "trials", ignore_errors=True)
+        place.pull(prefix="trials/")
+        place.pull(_TRIED)
+
+
+def _forget_experiment(place: Place) -> None:
+    """Delete Tune's own state."""
+    shutil.rmtree(place.folder / _EXPERIMENT, ignore_errors=True)
+    place.remove(f"{_EXPERIMENT}/")
 
 
 def _tried(folder: Path) -> int:
@@ -192,54 +215,74 @@ def _trial(config: dict[str, Any], shared: Mapping[str, Any]) -> None:
     from ray import tune
 
     choices = _decoded(config)
-    place = Path(shared["folder"]) / content_hash(choices)
-    place.mkdir(parents=True, exist_ok=True)
-    write_atomic(place / "choices.json", choices)
-    best = math.inf
+    place: Place = shared["place"].below(content_hash(choices))
+    folder = place.folder
+    best, sent = math.inf, time.monotonic()
 
-    def report(row: dict[str, Any]) -> None:
-        nonlocal best
+    def report(row: dict[str, Any], found_now: bool = True) -> None:
+        nonlocal best, sent
         best = min(best, row["validation"])
+        if found_now:
+            # Before Tune hears of it, which may be the end of this trial.
+            whole = time.monotonic() - sent > _SEND_SECONDS
+            sent = time.monotonic() if whole else sent
+            with contextlib.suppress(GalrayError):  # the next one may arrive
+                place.push(*(() if whole else ("*.json",)))
         tune.report({_METRIC: best, "epoch": row["epoch"] + 1})
 
-    with _alone(place):
-        done = _read(place / "outcome.json")
-        rows = _read(place / "curve.json") or []
+    with _alone(folder):
+        folder.mkdir(exist_ok=True)
+        place.pull()
+        write_atomic(folder / "choices.json", choices)
+        done = _read(folder / "outcome.json")
+        rows = _read(folder / "curve.json") or []
         for row in rows:
-            report(row)  # what an earlier start found: the scheduler of this one may not have seen it
+            report(row, False)  # what an earlier start found: the scheduler of this one may not have seen it
         if done is not None and not done.get("error"):
             return
         try:
             with limit_threads(shared["threads"]):
                 function: Any = resolve(shared["function"])
-                outcome = function(choices, str(place), shared["context"], report)
+                outcome = function(choices, str(folder), shared["context"], report)
         except Exception as error:
             # A loss that blew up is a finding about these choices: it is counted, and the search goes on.
-            write_atomic(place / "error.txt", traceback.format_exc())
-            write_atomic(place / "outcome.json", {"error": str(error).splitlines()[0]})
+            write_atomic(folder / "error.txt", traceback.format_exc())
+            write_atomic(folder / "outcome.json", {"error": str(error).splitlines()[0]})
+            place.push()
             tune.report({_METRIC: math.inf, "epoch": max(len(rows), 1)})
             return
-        write_atomic(place / "outcome.json", outcome or {})
+        write_atomic(folder / "outcome.json", outcome or {})
+        place.push(last=["outcome.json"])
 
 
 @contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Wait for another trial that drew the same choices; what it finds is then found at once."""
-    with (place / ".lock").open("w") as stream:
-        with contextlib.suppress(OSError):  # a file system without locks: both train, the last one writes
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for another trial that drew the same choices; what it finds is then found at once.
+
+    Where there are no locks, as between two nodes without a shared disk, both train and the last one writes.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as stream:
+        with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
-def _restored(experiment: Path, trainable: Any) -> Any:
+def _restored(place: Place, trainable: Any) -> Any:
     """The tuner of a search that was killed; None where there is nothing to go on with."""
     from ray import tune
 
-    if not (experiment.is_dir() and tune.Tuner.can_restore(str(experiment))):
+    storage = place.ray_storage()
+    path, system = f"{storage['storage_path']}/{_EXPERIMENT}", storage.get("storage_filesystem")
+    if not (place.sizes(f"{_EXPERIMENT}/") and tune.Tuner.can_restore(path, storage_filesystem=system)):
         return None
     try:
         return tune.Tuner.restore(
-            str(experiment), trainable=trainable, resume_unfinished=True, resume_errored=True
+            path,
+            trainable=trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            storage_filesystem=system,
         )
     except Exception:
         # A state that was cut off while it was written: the trials' own folders hold all they found.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from galray.catalog.mirror import Mirror, Place, scratch_folder
 from galray.errors import GalrayError
 from galray.phasespace.objectives import objective
-from galray.provenance import write_atomic
 from galray.training.batches import Stripes
 from galray.training.communication import ProcessGroup
 from galray.training.loop import TrainingResult, fit
@@ -27,19 +29,72 @@ def _load_states(paths: list[Path]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.load(p, allow_pickle=False) for p in paths]))
 
 
-class _CurveFile:
-    """Writes every epoch's row to a file; epochs that are done again after a kill replace the first."""
+class _Desk:
+    """Where a rank works: in the training's folder, or at a URL in a copy of what it reads on its own node.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Arguments:
+        place: The training's.
+        reads: Names, and folders with a slash behind them, that are brought.
+    """
+
+    def __init__(self, place: Place, *reads: str) -> None:
+        self.place = place
+        self.folder = place.folder
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        if not isinstance(place, Mirror):
+            return
+        scratch_folder().mkdir(parents=True, exist_ok=True)
+        self._copy = tempfile.TemporaryDirectory(prefix="training-", dir=scratch_folder())
+        self.folder = Path(self._copy.name)
+        folders = tuple(name for name in reads if name.endswith("/"))
+        for name in place.sizes():
+            if name in reads or name.startswith(folders):
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).write_bytes(place.read(name) or b"")
+
+    def __enter__(self) -> _Desk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._copy is not None:
+            self._copy.cleanup()
+
+    def send(self, name: str) -> None:
+        """Send a folder to the URL, where the training is at one."""
+        if self._copy is not None:
+            for path in sorted((self.folder / name).rglob("*")):
+                if path.is_file():
+                    self.place.write(str(path.relative_to(self.folder)), path.read_bytes())
+
+
+class _EpochEnd:
+    """What the first rank does after every epoch: the curve is written, a new checkpoint sent to its URL.
+
+    Epochs that are done again after a kill replace the first. A store that fails for a while ends nothing:
+    the next epoch comes.
+
+    Arguments:
+        desk: Where the rank works.
+        storage: Where the curve is.
+        curve: Its name there; none is written where it is empty.
+        every: Epochs from one checkpoint to the next.
+    """
+
+    def __init__(self, desk: _Desk, storage: Place, curve: str, every: int) -> None:
+        self.desk, self.storage, self.curve, self.every = desk, storage, curve, every
+        self.rows = json.loads((storage.read(curve) if curve else None) or b"[]")
 
     def __call__(self, row: dict[str, Any]) -> None:
-        rows = json.loads(self.path.read_text()) if self.path.is_file() else []
-        write_atomic(self.path, [r for r in rows if r["epoch"] < row["epoch"]] + [row])
+        self.rows = [r for r in self.rows if r["epoch"] < row["epoch"]] + [row]
+        with contextlib.suppress(GalrayError):
+            if (row["epoch"] + 1) % self.every == 0:
+                self.desk.send("checkpoint")
+            if self.curve:
+                self.storage.write(self.curve, json.dumps(self.rows, indent=1).encode())
 
 
 def _train_loop(config: dict[str, Any]) -> None:
-    """What every rank runs: the model and its own stripes of the stars from the folder the driver wrote.
+    """What every rank runs: the model and its own stripes of the stars, which the driver dealt.
 
     Nothing goes through `ray.train.report` before the end: it waits for the controller's next look, seconds
     away, and a checkpoint that is reported there just before a crash is lost. Checkpoints are files of the
@@ -51,29 +106,34 @@ def _train_loop(config: dict[str, Any]) -> None:
     from galray.phasespace.models import load_model, save_model
 
     settings = TrainingSettings.model_validate(config["settings"])
-    folder = Path(config["folder"])
+    storage: Place = config["storage"]
     if settings.device == "cuda":
         # The ranks of a node see all of its GPUs: each takes its own.
         torch.cuda.set_device(ray.train.torch.get_device())
     group = ProcessGroup()
-    model = load_model(folder / "initial")
-    mine = Stripes.share(config["stripes"], group.rank, group.world_size)
-    curve = _CurveFile(Path(config["curve"])) if config["curve"] and group.rank == 0 else None
-    result = fit(
-        model,
-        objective(config["kind"], model.settings),
-        _load_states([folder / "train" / f"{stripe:04d}.npy" for stripe in mine]),
-        _load_states([folder / "validation.npy"]),
-        settings,
-        seed=config["seed"],
-        checkpoint_dir=folder,
-        on_epoch=curve,
-        communicator=group,
-        dealt=config["stars"],
-    )
-    if group.rank == 0:
-        save_model(model, folder / "result" / "model")
-        (folder / "result" / "result.json").write_text(json.dumps(result.as_dict()))
+    mine = [
+        f"train/{stripe:04d}.npy" for stripe in Stripes.share(config["stripes"], group.rank, group.world_size)
+    ]
+    place = storage.below(config["name"])
+    with _Desk(place, "initial/", "checkpoint/", "validation.npy", *mine) as desk:
+        model = load_model(desk.folder / "initial")
+        every = settings.checkpoint_every
+        result = fit(
+            model,
+            objective(config["kind"], model.settings),
+            _load_states([desk.folder / name for name in mine]),
+            _load_states([desk.folder / "validation.npy"]),
+            settings,
+            seed=config["seed"],
+            checkpoint_dir=desk.folder,
+            on_epoch=_EpochEnd(desk, storage, config["curve"], every) if group.rank == 0 else None,
+            communicator=group,
+            dealt=config["stars"],
+        )
+        if group.rank == 0:
+            save_model(model, desk.folder / "result" / "model")
+            (desk.folder / "result" / "result.json").write_text(json.dumps(result.as_dict()))
+            desk.send("result")
     ray.train.report({"best": result.best, "epochs": result.epochs})
 
 
@@ -85,9 +145,9 @@ def fit_distributed(
     settings: TrainingSettings,
     *,
     seed: int,
-    storage: str | Path,
+    storage: str | Path | Place,
     name: str = "training",
-    curve: str | Path | None = None,
+    curve: str = "",
     max_failures: int = 2,
     local: bool = False,
 ) -> TrainingResult:
@@ -108,9 +168,10 @@ def fit_distributed(
         validation: Held-out stars, shape (m, 6).
         settings: How to train; ``workers`` ranks.
         seed: Of the batches.
-        storage: Folder that all workers reach: stars, checkpoints and the result.
+        storage: Where stars, checkpoints and the result lie: a folder that all workers reach, or the place
+            of a URL, through which everything then goes.
         name: Name of the training inside `storage`.
-        curve: File for the rows of the curve, written anew after every epoch; its folder must exist.
+        curve: Name in `storage` of a file for the rows of the curve, written anew after every epoch.
         max_failures: Restarts of the worker group.
         local: Run in this process, without Ray processes (one rank).
 
@@ -122,17 +183,19 @@ def fit_distributed(
 
     from galray.phasespace.models import load_model
 
-    folder = Path(storage).resolve() / name
+    top = storage if isinstance(storage, Place) else Place(Path(storage).resolve())
+    place = top.below(name)
     gpu = _on_gpu(settings, local)
     config = {
         "kind": kind,
         # What "auto" means is decided here, once for all ranks.
         "settings": settings.model_dump(mode="json") | {"device": "cuda" if gpu else "cpu"},
         "seed": seed,
-        "folder": str(folder),
-        "curve": str(Path(curve).resolve()) if curve is not None else None,
+        "storage": top,
+        "name": name,
+        "curve": curve,
         "stars": len(train),
-        "stripes": _deal(folder, model, train, validation, settings),
+        "stripes": _deal(place, model, train, validation, settings),
     }
     # A pair makes Ray Train elastic.
     workers: Any = (settings.min_workers, settings.max_workers) if settings.elastic else settings.max_workers
@@ -142,7 +205,7 @@ def fit_distributed(
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=0 if local else workers, use_gpu=gpu and not local),
         run_config=RunConfig(
-            name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=max_failures)
+            name="ray", **place.ray_storage(), failure_config=FailureConfig(max_failures=max_failures)
         ),
     )
     try:
@@ -153,16 +216,18 @@ def fit_distributed(
             f"training '{name}' on {settings.workers} workers failed: {cause}",
             "see the message above; `galray doctor` looks at the cluster",
         ) from error
-    found = json.loads((folder / "result" / "result.json").read_text())
-    model.load_state_dict(load_model(folder / "result" / "model").state_dict())
+    with _Desk(place, "result/") as desk:
+        found = json.loads((desk.folder / "result" / "result.json").read_text())
+        model.load_state_dict(load_model(desk.folder / "result" / "model").state_dict())
     model.eval()
     return TrainingResult(**found)
 
 
-def _deal(folder: Path, model: Any, train: Tensor, validation: Tensor, settings: TrainingSettings) -> int:
+def _deal(place: Place, model: Any, train: Tensor, validation: Tensor, settings: TrainingSettings) -> int:
     """Write what the ranks read: the model, the held-out stars, the training stars; the number of stripes."""
     from galray.phasespace.models import save_model
 
+    folder = place.folder
     (folder / "train").mkdir(parents=True, exist_ok=True)
     save_model(model, folder / "initial")
     np.save(folder / "validation.npy", torch.as_tensor(validation).cpu().numpy())
@@ -171,6 +236,8 @@ def _deal(folder: Path, model: Any, train: Tensor, validation: Tensor, settings:
     for stripe in range(count):
         np.save(folder / "train" / f"{stripe:04d}.npy", states[stripe::count][: len(states) // count])
     shutil.rmtree(folder / "result", ignore_errors=True)
+    place.remove("result")
+    place.push("initial/**/*", "train/*.npy", "validation.npy")
     return count
 
 

@@ -73,6 +73,29 @@ def s3_storage(s3_endpoint, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def gcs_environment():
+    """Variables by which clients find a Google service with an empty bucket ``galray``; skips without it."""
+    from tests.gcs_server import gcs_server
+
+    with gcs_server() as environment:
+        yield environment
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request, tmp_path, monkeypatch):
+    """URL and settings of a bucket at Amazon's or Google's kind of service; copies lie in ``scratch``."""
+    from galray.catalog.mirror import SCRATCH
+    from galray.catalog.storage import StorageSettings
+
+    if request.param == "s3":
+        return "s3://galray", request.getfixturevalue("s3_storage")
+    for name, value in request.getfixturevalue("gcs_environment").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "scratch"))
+    return "gs://galray", StorageSettings(skip_signature=True)
+
+
+@pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory):
     """MLflow's server on Postgres, artefacts in S3, for tests marked `cluster`; skips without Postgres."""
     from tests.mlflow_server import mlflow_on_postgres

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import threading
 from pathlib import Path
 
@@ -33,8 +34,9 @@ def files(tmp_path):
     return str(folder)
 
 
-def test_a_place_moves_files_whole_and_once(s3_storage, tmp_path) -> None:
-    mine = Mirror("s3://galray/place", s3_storage)
+def test_a_place_moves_files_whole_and_once(bucket, tmp_path) -> None:
+    url, storage = bucket
+    mine = Mirror(f"{url}/place", storage)
     (mine.folder / "deep").mkdir(parents=True)
     for name, text in {"deep/x": "hi", "e": "e", ".hidden": "", "half.tmp": ""}.items():
         (mine.folder / name).write_text(text)
@@ -50,7 +52,7 @@ def test_a_place_moves_files_whole_and_once(s3_storage, tmp_path) -> None:
     assert [p.name for p in mine.folder.rglob("*") if p.is_file()] == ["x"]
     assert isinstance(mine.file("e"), RemoteFile)
     assert Path(mine.file("e")).read_text() == "f"
-    with pytest.raises(GalrayError, match=r"s3://galray/place/none: .*no such"):
+    with pytest.raises(GalrayError, match=rf"{url}/place/none: .*no such"):
         mine.fetch("none")
     mine.remove("deep", "e")
     assert mine.sizes() == {}
@@ -63,10 +65,11 @@ def test_what_is_no_url_of_a_folder_is_refused(url) -> None:
         Mirror(url)
 
 
-def test_a_store_at_a_url_is_the_local_one(s3_storage, files, tmp_path, monkeypatch) -> None:
-    settings = CatalogSettings(files=(files,), num_shards=3, storage=s3_storage, require_rv=False)
+def test_a_store_at_a_url_is_the_local_one(bucket, files, tmp_path, monkeypatch) -> None:
+    url, storage = bucket
+    settings = CatalogSettings(files=(files,), num_shards=3, storage=storage, require_rv=False)
     here = ingest(settings, tmp_path / "here")
-    there = ingest(settings, "s3://galray/there/store")
+    there = ingest(settings, f"{url}/there/store")
     assert checksums(there) == checksums(here)
     assert there.row_account == here.row_account
     held = set(there._place.sizes())
@@ -75,12 +78,12 @@ def test_a_store_at_a_url_is_the_local_one(s3_storage, files, tmp_path, monkeypa
 
     # Another node: nothing is there but what it reads.
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
-    again = ingest(settings, "s3://galray/there/store")
+    again = ingest(settings, f"{url}/there/store")
     assert again.manifest["created"] == there.manifest["created"], "it was whole"
     assert not list((tmp_path / "node2").rglob("shard-*"))
     # Workers of a Ray that an earlier test started know nothing of this node, nor of the keys of the store.
     monkeypatch.setattr(sky, "_scheduler", lambda: "threads")
-    store = pickle.loads(pickle.dumps(ShardStore("s3://galray/there/store", s3_storage)))
+    store = pickle.loads(pickle.dumps(ShardStore(f"{url}/there/store", storage)))
     assert np.array_equal(store.states([1]), here.states([1]))
     assert [p.name for p in (tmp_path / "node2").rglob("shard-*")] == ["shard-00001.parquet"]
     assert store.no_rv.table(["source_id"]).equals(here.no_rv.table(["source_id"]))
@@ -92,7 +95,12 @@ def test_a_store_at_a_url_is_the_local_one(s3_storage, files, tmp_path, monkeypa
         assert np.array_equal(mine, theirs)
     assert summarize(store).num_stars == here.num_rows
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node3"))
-    found = verify(ShardStore("s3://galray/there/store", s3_storage))
+    inputs = Mirror(f"{url}/input", storage)
+    shutil.copytree(files, inputs.folder)
+    inputs.push()
+    given = settings.model_copy(update={"files": (f"{url}/input/*.parquet",)})
+    assert ingest(given, tmp_path / "from-url").hash == here.hash, "Polars reads the same bucket"
+    found = verify(ShardStore(f"{url}/there/store", storage))
     assert found.problems == ()
     assert found.tiles == len(here.manifest["tiles"]["files"]) + len(here.no_rv.manifest["tiles"]["files"])
 
@@ -114,8 +122,9 @@ def test_another_store_at_the_same_url_replaces_copies(s3_storage, files, tmp_pa
     ]
 
 
-def test_an_ingest_goes_on_on_another_node(s3_storage, files, tmp_path, monkeypatch) -> None:
-    settings = CatalogSettings(files=(files,), num_shards=2, storage=s3_storage)
+def test_an_ingest_goes_on_on_another_node(bucket, files, tmp_path, monkeypatch) -> None:
+    url, storage = bucket
+    settings = CatalogSettings(files=(files,), num_shards=2, storage=storage)
 
     class Killed(BaseException):
         """As if the driver's node had gone."""
@@ -125,23 +134,24 @@ def test_an_ingest_goes_on_on_another_node(s3_storage, files, tmp_path, monkeypa
             raise Killed
 
     with pytest.raises(Killed):
-        ingest(settings, "s3://galray/goes-on", progress=progress)
+        ingest(settings, f"{url}/goes-on", progress=progress)
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
     read: list[str] = []
     really = Worker._read
     monkeypatch.setattr(Worker, "_read", lambda self, unit: (read.append(unit.path), really(self, unit))[1])
-    store = ingest(settings, "s3://galray/goes-on")
+    store = ingest(settings, f"{url}/goes-on")
     assert len(read) == 1, "two of three files were read by the node that is gone"
     assert checksums(store) == checksums(ingest(settings, tmp_path / "here"))
 
 
-def test_a_lease_keeps_others_out_and_outlives_no_owner(s3_storage, monkeypatch) -> None:
+def test_a_lease_keeps_others_out_and_outlives_no_owner(bucket, monkeypatch) -> None:
+    url, storage = bucket
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.2)
     monkeypatch.setattr(leases, "DEAD_SECONDS", 1.0)
-    place = Mirror("s3://galray/leased", s3_storage)
+    place = Mirror(f"{url}/leased", storage)
     with lease(place):
         with (
-            pytest.raises(GalrayError, match=r"s3://galray/leased: process \d+ on .* works here"),
+            pytest.raises(GalrayError, match=rf"{url}/leased: process \d+ on .* works here"),
             lease(place),
         ):
             pass

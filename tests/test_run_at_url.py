@@ -12,7 +12,7 @@ import torch
 import galray
 from galray.catalog.lease import LEASE
 from galray.catalog.mirror import SCRATCH, Mirror
-from galray.config import load_config
+from galray.config import load_config, overrides_of
 from galray.ensemble import EnsembleSettings, MemberSpec, MemberStore, run_members
 from galray.ensemble import store as member_files
 from galray.errors import GalrayError
@@ -26,12 +26,14 @@ HERE = EnsembleSettings(concurrent=0)
 """Members one by one in this process, whatever cluster another test has left connected."""
 
 
-def test_a_run_at_a_url_goes_on_elsewhere_and_is_read_from_a_third(tmp_path, s3_storage, monkeypatch) -> None:
+def test_a_run_at_a_url_goes_on_elsewhere_and_is_read_from_a_third(tmp_path, bucket, monkeypatch) -> None:
+    url, storage = bucket
     path = write_config(tmp_path, num_stars=6000)
     at_url = [
-        "output=s3://galray/runs",
-        f"catalog.storage.endpoint={s3_storage.endpoint}",
-        "catalog.storage.region=us-east-1",
+        f"output={url}/runs",
+        *overrides_of(
+            {"catalog.storage": storage.model_dump(include={"endpoint", "region"}, exclude_none=True)}
+        ),
         "tracking.enabled=false",
         "cluster.enabled=false",
         'methods=["score"]',
@@ -49,18 +51,18 @@ def test_a_run_at_a_url_goes_on_elsewhere_and_is_read_from_a_third(tmp_path, s3_
 
     # A third one reads.
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node3"))
-    read = galray.load_run("s3://galray/runs/tiny", s3_storage)
+    read = galray.load_run(f"{url}/runs/tiny", storage)
     assert read.headline == run.headline
     assert read.stage_seconds.keys() >= {"mock", "catalog", "members", "measure", "report"}
     assert (read.folder / "report.html").is_file()
     assert (read.folder / "members" / "000" / "model" / "model.safetensors").is_file()
     assert read.catalog.states([0]).shape[1] == 6
-    names = set(Mirror("s3://galray/runs/tiny", s3_storage).sizes())
+    names = set(Mirror(f"{url}/runs/tiny", storage).sizes())
     assert LEASE not in names
     assert not [name for name in names if ".tmp" in name or ".ingest" in name]
 
     # The directory belongs to its configuration.
-    with pytest.raises(GalrayError, match="s3://galray/runs/tiny: belongs to another configuration"):
+    with pytest.raises(GalrayError, match=f"{url}/runs/tiny: belongs to another configuration"):
         Pipeline(load_config(path, [*at_url, "seed=4"])).run()
 
 
@@ -75,16 +77,17 @@ def spoilt(spec: dict, folder: str, context: dict) -> dict:
     return {"begun_at": epoch}
 
 
-def test_a_member_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch) -> None:
+def test_a_member_goes_on_on_another_node(tmp_path, bucket, monkeypatch) -> None:
+    url, storage = bucket
     monkeypatch.setattr(member_files, "_SEND_SECONDS", 0.0)
-    place = Mirror("s3://galray/members", s3_storage)
+    place = Mirror(f"{url}/members", storage)
     specs = [MemberSpec(0, "score", context_hash="a"), MemberSpec(1, "score", seed=1, context_hash="a")]
     with pytest.raises(KeyboardInterrupt):
         run_members(specs[:1], spoilt, place, settings=HERE)
     assert place.sizes("000.tmp").keys() >= {"000.tmp/epoch.txt", "000.tmp/spec.json"}
 
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
-    second = Mirror("s3://galray/members", s3_storage)
+    second = Mirror(f"{url}/members", storage)
     (outcome,) = run_members(specs[:1], spoilt, second, settings=HERE)
     assert outcome.result == {"begun_at": 1}
     assert {name.split("/")[0] for name in place.sizes()} == {"000"}
@@ -95,7 +98,7 @@ def test_a_member_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch) -> 
     (store.work_path(specs[1]) / "epoch.txt").write_text("5")
     store.send(specs[1])
     monkeypatch.setenv(SCRATCH, str(tmp_path / "node3"))
-    driver = MemberStore(Mirror("s3://galray/members", s3_storage))
+    driver = MemberStore(Mirror(f"{url}/members", storage))
     driver.take_over(specs[1])
     failed = driver.finish(specs[1], seconds=0.0, traceback="WorkerDied: gone")
     assert failed.error == "WorkerDied: gone"
@@ -127,21 +130,22 @@ def test_a_member_leaves_with_its_node_and_goes_on_elsewhere(tmp_path, s3_storag
     assert outcome.result == {"begun": 1}
 
 
-def test_a_training_by_ranks_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch) -> None:
+def test_a_training_by_ranks_goes_on_on_another_node(tmp_path, bucket, monkeypatch) -> None:
     """Stars, checkpoints, curve and result go through the URL; Ray Train keeps its own state there too."""
+    url, storage = bucket
     model = build_model("score", MODEL, BALL, stars(), seed=1)
     fit_distributed("score", model, stars(), stars(300, 1), SETTINGS, seed=3, storage=tmp_path, local=True)
     there = build_model("score", MODEL, BALL, stars(), seed=1)
 
     def train(curve: str) -> TrainingResult:
-        place = Mirror("s3://galray/training", s3_storage)
+        place = Mirror(f"{url}/training", storage)
         return fit_distributed(
             "score", there, stars(), stars(300, 1), SETTINGS, seed=3, storage=place, curve=curve, local=True
         )  # fmt: skip
 
     found = train("curve.json")
     assert torch.equal(there.score(stars(50, 2)), model.score(stars(50, 2)))
-    place = Mirror("s3://galray/training", s3_storage)
+    place = Mirror(f"{url}/training", storage)
     names = {"curve.json", "training/checkpoint/state.safetensors", "training/result/result.json"}
     assert place.sizes().keys() > names
     assert json.loads(place.read("curve.json") or b"") == found.curve

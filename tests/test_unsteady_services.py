@@ -126,7 +126,7 @@ AWAY_SECONDS = 60.0
 
 @pytest.mark.cluster
 def test_mlflow_goes_away_in_mid_run(mlflow_server, tmp_path) -> None:
-    """Outcome: complete; the end of the run waits for the server, which then has all epochs of all members."""
+    """Outcome: complete; the end of the run waits for the server, which then has all epochs of them all."""
     from mlflow import MlflowClient
 
     import galray

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from galray.catalog.storage import Storage, StorageSettings, is_url
+from galray.catalog.storage import Storage, StorageSettings, access_denied, is_url
 from galray.errors import GalrayError
 from galray.provenance import write_atomic
 
@@ -361,7 +361,7 @@ class Mirror(Place):
             except FileNotFoundError as error:
                 raise GalrayError(f"{url}: {error}: no such file or object", "correct the URL") from None
             except Exception as error:
-                denied = isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
+                denied = access_denied(error)
                 hopeless = isinstance(error, OSError) and error.errno in _HOPELESS
                 if attempt == ATTEMPTS or denied or hopeless:
                     text = (str(error).splitlines() or [type(error).__name__])[0]

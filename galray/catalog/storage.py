@@ -15,7 +15,15 @@ from pydantic import Field, field_validator, model_validator
 from galray.errors import GalrayError
 from galray.settings import Settings
 
-__all__ = ["CorruptStream", "Storage", "StorageSettings", "decompressed", "explained", "is_url"]
+__all__ = [
+    "CorruptStream",
+    "Storage",
+    "StorageSettings",
+    "access_denied",
+    "decompressed",
+    "explained",
+    "is_url",
+]
 
 CorruptStream = cast(type[Exception], isal_zlib.error)
 """What is raised where the bytes of a gzipped stream make no sense."""
@@ -25,8 +33,8 @@ _READ_BLOCK = 16 << 20
 _EXTRAS = {
     "s3": "galray[s3]",
     "s3a": "galray[s3]",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
+    "gs": "galray[gs]",
+    "gcs": "galray[gs]",
     "az": "adlfs",
     "abfs": "adlfs",
 }
@@ -112,6 +120,8 @@ class Storage:
                 options["aws_region"] = region or "us-east-1"
             if self.settings.skip_signature:
                 options["aws_skip_signature"] = "true"
+        elif str(path).startswith(("gs://", "gcs://")) and self.settings.skip_signature:
+            options["google_skip_signature"] = "true"
         return options
 
     def filesystem(self, url: str) -> Any:
@@ -131,6 +141,8 @@ class Storage:
                 options["endpoint_url"] = settings.endpoint
             if settings.region:
                 options["client_kwargs"] = {"region_name": settings.region}
+        elif scheme in ("gs", "gcs") and self.settings.skip_signature:
+            options = {"token": "anon"}
         try:
             return fsspec.filesystem(scheme, **options)
         except ImportError:
@@ -217,10 +229,9 @@ class explained:
         if error is None or isinstance(error, GalrayError) or not isinstance(error, Exception):
             return
         text = (str(error).splitlines() or [type(error).__name__])[0]
-        name = type(error).__name__
         if isinstance(error, FileNotFoundError):
             raise GalrayError(f"{self.url}: no such file or object", "correct the path or URL") from None
-        if isinstance(error, PermissionError) or name == "NoCredentialsError":
+        if access_denied(error):
             raise GalrayError(
                 f"{self.url}: access denied: {text}",
                 "set the credentials in the environment, or catalog.storage.skip_signature = true "
@@ -229,6 +240,16 @@ class explained:
         raise GalrayError(
             f"{self.url}: cannot be read: {text}", "check the URL, catalog.storage and the network"
         ) from None
+
+
+def access_denied(error: BaseException) -> bool:
+    """Whether an object store wants other credentials, or any, in the words of its library."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        bool(kinds & {"PermissionError", "NoCredentialsError", "GoogleAuthError"})
+        or getattr(error, "code", None) in (401, 403)
+        or str(error).startswith("Forbidden")
+    )
 
 
 def _version(info: Mapping[str, Any]) -> str:

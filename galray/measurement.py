@@ -177,6 +177,7 @@ def run_member(spec: dict[str, Any], folder: str, context: dict[str, Any]) -> di
             storage=place_of(target, config.catalog.storage.signed),
             name="checkpoint",
             curve="curve.json",
+            labels=config.ensemble.labels,
         )
     else:
         result = training.fit(

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from galray.ensemble import EnsembleSettings, FamilyDesign, design, run_members
+from galray.catalog.mirror import Place
+from galray.cluster import ClusterSettings, TaskNeeds, connect, stream_shards
+from galray.ensemble import (
+    EnsembleSettings,
+    FamilyDesign,
+    SearchRange,
+    TuneSettings,
+    design,
+    run_members,
+    run_search,
+)
+from galray.provenance import write_atomic
 
 pytestmark = pytest.mark.cluster
+
+RATE = "training.score.learning_rate"
 
 
 def slow_member(spec, folder, context):
@@ -25,7 +39,7 @@ def slow_member(spec, folder, context):
     return {"node": node, "value": spec["streams"]["training"] % 1000}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nodes():
     """Three nodes of one CPU each, with nothing of the session's own cluster in the way."""
     import ray
@@ -36,12 +50,57 @@ def nodes():
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2}
     )
-    workers = [cluster.add_node(num_cpus=1, object_store_memory=80 * 1024**2) for _ in range(2)]
+    workers = [
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 1024**2, labels={"kind": kind})
+        for kind in ("small", "big")
+    ]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster, workers
     ray.shutdown()
     cluster.shutdown()
+
+
+def where(shard: int) -> str:
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def trial(choices, folder, context, report):
+    """A trial of one epoch that says where it ran."""
+    write_atomic(Path(folder) / "curve.json", [{"epoch": 0, "validation": choices[RATE], "seconds": 0.0}])
+    report({"epoch": 0, "validation": choices[RATE]})
+    return {"node": where(0)}
+
+
+def test_stages_run_on_the_nodes_that_they_ask_for(nodes, tmp_path):
+    """Tasks over shards, members and trials go to the node with their label, free as the others are."""
+    small, big = (node.node_id for node in nodes[1])
+    with connect(ClusterSettings(tasks=TaskNeeds(labels={"kind": "big"}))):
+        assert set(stream_shards(where, range(6))) == {big}
+
+    none = FamilyDesign(seeds=0)
+    settings = EnsembleSettings(
+        flow=none,
+        moments=none,
+        score=FamilyDesign(seeds=3),
+        labels={"kind": "small"},
+        memory_gb_per_member=0.1,
+    )
+    (tmp_path / "calls").mkdir()
+    context = {"calls": str(tmp_path / "calls"), "sleep": 0.0}
+    outcomes = run_members(design(settings, 1), slow_member, tmp_path / "members", context, settings)
+    assert {outcome.result["node"] for outcome in outcomes} == {small}
+
+    tuning = TuneSettings(
+        space={RATE: SearchRange(values=(1e-3, 1e-2))}, trials=2, search="random", asha=False
+    )
+    found = run_search(
+        trial, tuning, Place(tmp_path / "search"), {}, seed=1, epochs=1, start={RATE: 1e-3},
+        needs=TaskNeeds(labels={"kind": "!small"}), concurrent=2,
+    )  # fmt: skip
+    assert small not in [json.loads((one.folder / "outcome.json").read_text())["node"] for one in found]
 
 
 def test_a_lost_node_costs_no_member(nodes, tmp_path):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from galray.catalog.mirror import Mirror, Place
+from galray.cluster import TaskNeeds
 from galray.ensemble.execute import limit_threads, resolve
 from galray.ensemble.search_space import SearchRange, TuneSettings
 from galray.errors import GalrayError
@@ -97,8 +98,7 @@ def run_search(
     seed: int,
     epochs: int,
     start: Mapping[str, Any],
-    cpus: float = 1.0,
-    gpus: float = 0.0,
+    needs: TaskNeeds | None = None,
     threads: int = 1,
     concurrent: int = 1,
     max_crashes: int = 2,
@@ -115,8 +115,7 @@ def run_search(
         seed: Of the draws.
         epochs: Most epochs of a trial, for the rungs of early stopping.
         start: The configuration's own values of the searched keys: tried first.
-        cpus: CPUs of a trial.
-        gpus: GPUs of a trial; may be a fraction.
+        needs: What a trial needs of its node; one CPU where not given.
         threads: Threads of a trial.
         concurrent: Trials at the same time.
         max_crashes: How often a trial whose process died is started again.
@@ -130,7 +129,7 @@ def run_search(
     """
     from ray import tune
 
-    from galray.ensemble.trials import no_cpu, silence
+    from galray.ensemble.trials import no_cpu, placed, silence
 
     folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +141,7 @@ def run_search(
         "context": dict(context),
         "threads": threads,
     }
-    held: Any = no_cpu() if groups else {"cpu": cpus, "gpu": gpus}
+    held = no_cpu() if groups else placed(needs or TaskNeeds())
     trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), held)
     with silence(TUNE_GLOBAL_CHECKPOINT_S="5"):
         tuner = _restored(place, trainable)

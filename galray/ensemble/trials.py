@@ -19,12 +19,13 @@ from typing import Any
 from ray import tune
 
 from galray.catalog.mirror import Place
+from galray.cluster import TaskNeeds
 from galray.ensemble.execute import MemberFunction, execute, limit_threads
 from galray.ensemble.members import MemberSpec
 from galray.ensemble.settings import EnsembleSettings
 from galray.ensemble.store import MemberOutcome, MemberStore
 
-__all__ = ["no_cpu", "run_trials", "silence"]
+__all__ = ["no_cpu", "placed", "run_trials", "silence"]
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -175,9 +176,7 @@ def run_trials(
         "context": dict(context),
         "threads": settings.threads,
     }
-    labels = [settings.labels] if settings.labels else None
-    own = tune.PlacementGroupFactory([settings.needs.bundle()], bundle_label_selector=labels)
-    held = no_cpu() if groups else own
+    held = no_cpu() if groups else placed(settings.needs)
     trainable = tune.with_resources(tune.with_parameters(MemberTrial, shared=shared), held)
     with silence():
         tuner = tune.Tuner(
@@ -201,6 +200,12 @@ def run_trials(
     for spec in specs:
         ended(spec, "the trial never started")
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def placed(needs: TaskNeeds) -> tune.PlacementGroupFactory:
+    """What a trial holds that does its work itself, and the labels of the node that it goes to."""
+    labels = [dict(needs.labels)] if needs.labels else None
+    return tune.PlacementGroupFactory([needs.bundle()], bundle_label_selector=labels)
 
 
 def no_cpu() -> tune.PlacementGroupFactory:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ def fit_distributed(
     storage: str | Path | Place,
     name: str = "training",
     curve: str = "",
+    labels: Mapping[str, str] | None = None,
     max_failures: int = 2,
     local: bool = False,
 ) -> TrainingResult:
@@ -172,6 +174,7 @@ def fit_distributed(
             of a URL, through which everything then goes.
         name: Name of the training inside `storage`.
         curve: Name in `storage` of a file for the rows of the curve, written anew after every epoch.
+        labels: Labels of the nodes for workers, as Ray's label selectors have them.
         max_failures: Restarts of the worker group.
         local: Run in this process, without Ray processes (one rank).
 
@@ -203,7 +206,11 @@ def fit_distributed(
         _train_loop,
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=0 if local else workers, use_gpu=gpu and not local),
+        scaling_config=ScalingConfig(
+            num_workers=0 if local else workers,
+            use_gpu=gpu and not local,
+            label_selector=dict(labels) if labels else None,  # type: ignore[call-arg]
+        ),
         run_config=RunConfig(
             name="ray", **place.ray_storage(), failure_config=FailureConfig(max_failures=max_failures)
         ),

@@ -89,8 +89,11 @@ def test_submitted_run_gives_what_the_local_one_gives(
     assert nodes.galray("jobs", "status", job, *at).stdout.startswith("SUCCEEDED")
 
     # The same again finds everything done; a configuration that cannot run ends with its code.
-    again = nodes.submit(config, *where)
+    again = nodes.submit(config, *where, "--working-tree")
     assert again.returncode == 0, again.stderr
+    (sent,) = {path.parents[1] for path in Path(nodes.session).rglob("working_dir_files/*/galray/cli.py")}
+    assert {"run.toml", "pyproject.toml", "galray"} <= {path.name for path in sent.iterdir()}
+    assert not (sent / ".git").exists()
     assert again.stdout.startswith(f"{job}-2")
     assert "unchanged, skipped" in again.stdout
     broken = nodes.submit(config, *where, "--set", "name=broken", "--stage", "tune")

@@ -1,6 +1,6 @@
 """Runs on a distant cluster through Ray Jobs: submit a configuration, follow it, stop it, ask how it is.
 
-Only the configuration travels (and with it galray's own source when asked): data, run directories and
+Only the configuration travels (and with it galray's working tree when asked): data, run directories and
 checkpoints are named by the configuration and lie where all nodes reach them.
 """
 
@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from galray.cluster.packing import pack_source
 from galray.errors import GalrayError
 
 __all__ = ["STAGES", "Job", "JobServer"]
@@ -114,7 +114,7 @@ class JobServer:
         *,
         stage: str = "run",
         env: Mapping[str, str] | None = None,
-        with_source: bool = False,
+        working_tree: bool = False,
     ) -> str:
         """Submit a configuration.
 
@@ -127,7 +127,7 @@ class JobServer:
             config_hash: Of the configuration, for the job's id.
             stage: One of `STAGES`.
             env: Environment variables of the job; never secrets, which Ray shows to all who may look.
-            with_source: Send this installation's galray along, in place of the one in the image.
+            working_tree: Send this checkout of galray along, in place of the one in the image.
 
         Returns:
             The job's id.
@@ -156,8 +156,10 @@ class JobServer:
         variables = {"PYTHONUNBUFFERED": "1", **(env or {})}
         with tempfile.TemporaryDirectory(prefix="galray-submit-") as folder:
             (Path(folder) / "run.toml").write_text(toml, encoding="utf-8")
-            if with_source:
-                _pack_source(Path(folder))
+            if working_tree:
+                import galray
+
+                pack_source(Path(folder), Path(galray.__file__).parent)
             with self._explained("submit"):
                 return self._send(
                     # `-m` puts the working directory, and with it any source sent along, first.
@@ -270,11 +272,3 @@ def _job(details: Any) -> Job:
         ended=(details.end_time or 0) / 1e3,
         exit_code=code,
     )
-
-
-def _pack_source(folder: Path) -> None:
-    """Copy galray's package into a folder: source and data, no caches."""
-    import galray
-
-    source = Path(galray.__file__).parent
-    shutil.copytree(source, folder / "galray", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))

@@ -37,8 +37,11 @@ def submit(
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="A=B", help="A variable of the job; may be repeated.")
     ] = None,
-    with_source: Annotated[
-        bool, typer.Option("--with-source", help="Send this galray along, in place of the image's.")
+    working_tree: Annotated[
+        bool,
+        typer.Option(
+            "--working-tree", help="Send this galray's tracked files along, in place of the image's."
+        ),
     ] = False,
 ) -> None:
     """Submit a configuration to a Ray cluster; a second submission goes on where the first stopped."""
@@ -57,7 +60,7 @@ def submit(
         loaded.hash,
         stage=stage,
         env=environment(env or []),
-        with_source=with_source,
+        working_tree=working_tree,
     )
     typer.echo(identity)
     if follow:

@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
-OVERLAYS = ("base", "overlays/gpu", "overlays/spot")
+OVERLAYS = ("base", "overlays/gpu", "overlays/spot", "overlays/nightly")
 
 
 @functools.cache
@@ -64,6 +64,11 @@ def rayjob(overlay: str) -> dict:
     return job
 
 
+def nightly() -> dict:
+    (job,) = [d for d in kustomized(DEPLOY / "kuberay" / "overlays/nightly") if d["kind"] == "RayCronJob"]
+    return job
+
+
 def without_metadata(resource: dict) -> dict:
     """The CRD says of metadata only that it is an object."""
     return {key: value for key, value in resource.items() if key != "metadata"}
@@ -79,6 +84,39 @@ def errors(resource: dict) -> list[str]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_rayjobs_are_what_kuberay_takes(overlay):
     assert errors(rayjob(overlay)) == []
+
+
+def test_the_nightly_calibration_is_what_kuberay_takes():
+    """RayCronJob is a schedule round the spec of a RayJob, on the cluster of the measurement."""
+    job = nightly()
+    assert job["apiVersion"] == "ray.io/v1"
+    assert set(job["spec"]) == {"schedule", "jobTemplate"}
+    assert re.fullmatch(r"\d{1,2} \d{1,2} \* \* \*", job["spec"]["schedule"])
+    template = job["spec"]["jobTemplate"]
+    assert errors({"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": template}) == []
+    assert errors({"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": {**template, "schedule": "x"}}) != []
+    measurement = rayjob("overlays/nightly")["spec"]
+    for key in ("rayClusterSpec", "submitterPodTemplate"):
+        assert template[key] == measurement[key]
+    assert template["entrypoint"].split()[:2] == ["galray", "calibrate"]
+    assert template["activeDeadlineSeconds"] < 24 * 3600
+
+
+@pytest.mark.parametrize("folder", [*(f"kuberay/{o}" for o in OVERLAYS), "mlflow/kubernetes"])
+def test_core_resources_are_what_kubernetes_takes(folder):
+    validator = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+    core = [resource for resource in kustomized(DEPLOY / folder) if "ray.io" not in resource["apiVersion"]]
+    assert len(core) >= 4
+    for resource in core:
+        validator.validate(resource, "1.32", strict=True)
+    # Pods within KubeRay's resources too: its own schema knows them, another version may be stricter.
+    for _, pod in pod_specs(kustomized(DEPLOY / folder)):
+        about = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}}
+        validator.validate({**about, "spec": pod}, "1.32", strict=True)
+    wrong = copy.deepcopy(core[0])
+    wrong["metadata"]["lables"] = {}
+    with pytest.raises(validator.ValidationError, match="lables"):
+        validator.validate(wrong, "1.32", strict=True)
 
 
 def test_the_schema_catches_what_kuberay_would_refuse():

@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+AUDIT  := .venv-audit
 STAMP  := $(VENV)/.galray-installed
 export RAY_AUTH_MODE ?= disabled
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup demo test test-cluster check fuzz bench clean
+.PHONY: setup demo test test-cluster check fuzz audit bench clean
 
 setup: $(STAMP)
 
@@ -33,8 +34,13 @@ check: setup  ## style and types
 fuzz: setup  ## ten thousand broken files
 	$(BIN)/python -m benchmarks.fuzz
 
+audit: setup  ## known weaknesses of the code and of the image's pins; asks an advisory service
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet bandit pip-audit; }
+	PATH="$(abspath $(AUDIT))/bin:$$PATH" $(BIN)/python -m pytest -q tests/test_deploy.py -k every_kind_of_finding
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r deploy/docker/constraints.txt
+
 bench: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(AUDIT) build *.egg-info

@@ -19,6 +19,7 @@ from galray.gravity import (
     fit_dust,
     identifiability,
     load_field,
+    log_corrected,
     save_field,
     sky_map,
 )
@@ -122,8 +123,49 @@ def test_exact_conditional_scores_need_no_density(stars, basis, tmp_path):
     again = load_field(tmp_path / "field")
     torch.testing.assert_close(again.acceleration(x), found.acceleration(x))
     torch.testing.assert_close(again.log_density(x), found.log_density(x))
+    torch.testing.assert_close(again.log_efficiency(x), found.log_efficiency(x), atol=3e-3, rtol=0)
+    save_field(again, tmp_path / "once more")
+    torch.testing.assert_close(
+        load_field(tmp_path / "once more").log_efficiency(x), again.log_efficiency(x), atol=1e-12, rtol=0
+    )
+    # f_corr = f_obs/ε is the sphere's f, star by star
+    corrected = log_corrected(lambda w: SPHERE.log_prob(w) + log_epsilon(w), again, stars[:2000])
+    inside = stars[:2000, :3].norm(dim=1) < 3
+    assert float((corrected - SPHERE.log_prob(stars[:2000]))[inside].std()) < 0.03
+    silent = fit_dust(conditional, stars, settings, seed=1, ball=BALL, check=False)
     with pytest.raises(GalrayError, match="does not tell ε"):
-        again.log_efficiency(x)
+        silent.log_efficiency(x)
+
+
+def test_moments_of_the_conditional_variant():
+    """Stars weighed with 1/n_obs tell Φ and n: the sphere behind ε, integrated exactly."""
+    settings = DustSettings(
+        variant="conditional",
+        basis="moments",
+        num_potential_splines=(8, 11),
+        selection_basis="Rz",
+        num_selection_splines=(8, 11),
+        concentration=(2.0, 2.0),
+        selection_concentration=(2.0, 2.0),
+        penalty=1e-9,
+        selection_amplitude=10.0,
+        max_stars=10**7,
+        max_bound_fraction=1.0,
+    )
+    ball = Region((0.0, 0.0, 0.0), 6.0)
+    w, mass = quadrature(Moments(settings.splines(), ball), log_epsilon, ball)
+    given = {"seed": 1, "ball": ball, "weights": mass, "check": False}
+    found = fit_dust(None, w, settings, log_density=log_observed, **given)
+    x = places(high=2.5)
+    truth = SPHERE.potential_field.acceleration(x)
+    error = (found.acceleration(x) - truth).norm(dim=1) / truth.norm(dim=1)
+    assert float(error.square().mean().sqrt()) < 0.04  # these few splines
+    assert float((found.log_density(x) - torch.log(SPHERE.number_density(x))).std()) < 0.02
+    assert float((found.log_efficiency(x) - log_epsilon(x)).std()) < 0.02
+    with pytest.raises(GalrayError, match="need the density"):
+        fit_dust(None, w, settings, **given)
+    with pytest.raises(ValueError, match="joint fit is"):
+        DustSettings(variant="joint", basis="moments")
 
 
 def test_two_noisy_scores_are_less_biased_than_one(stars, scores):
@@ -306,6 +348,10 @@ def test_map_of_counts_finds_dust_that_no_fit_resolves():
     assert abs(ahead[0] / ahead[1] - 1) < 0.02
     assert (seen[:, 1] > 0.2).sum() < 0.97 * (seen[:, 1] < -0.2).sum()
     assert np.isfinite(found.loss_per_kpc()[good]).mean() > 0.9
+    # each star seen stands for 1/ε of its cell
+    share = log_corrected(lambda x: torch.zeros(len(x)), found, seen).exp()
+    assert float(share.nansum()) == pytest.approx(np.nansum(found.corrected_counts()), rel=0.02)
+    assert torch.isnan(log_corrected(lambda x: torch.zeros(len(x)), found, [[0.0, 0.0, 0.0]])).all()
     l_edges, b_edges, before = sky_map(seen, np.ones(len(seen)), center, 1.0, depth=0.4, step=30.0)
     assert before.shape == (len(l_edges) - 1, len(b_edges) - 1) == (12, 2)
     behind = before[np.searchsorted(l_edges, 90.0) - 1 : np.searchsorted(l_edges, 90.0) + 1]

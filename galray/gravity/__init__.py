@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from galray.gravity.consistency import ahead_and_behind, curl_and_divergence, solar_acceleration
     from galray.gravity.degeneracy import Identifiability, identifiability
     from galray.gravity.disturbance import disturbance_error
-    from galray.gravity.dust import DustField, Efficiency, fit_dust
-    from galray.gravity.dust_maps import EfficiencyMap, StarCounts, efficiency_map, sky_map
+    from galray.gravity.dust import DustField, fit_dust
+    from galray.gravity.dust_functions import Efficiency
+    from galray.gravity.dust_maps import EfficiencyMap, StarCounts, efficiency_map, log_corrected, sky_map
     from galray.gravity.equilibrium import (
         Agreement,
         Verdict,
@@ -64,8 +65,9 @@ _HOMES = {
     "boltzmann": ("LeastSquaresField", "least_squares"),
     "consistency": ("ahead_and_behind", "curl_and_divergence", "solar_acceleration"),
     "disturbance": ("disturbance_error",),
-    "dust": ("DustField", "Efficiency", "fit_dust"),
-    "dust_maps": ("EfficiencyMap", "StarCounts", "efficiency_map", "sky_map"),
+    "dust": ("DustField", "fit_dust"),
+    "dust_functions": ("Efficiency",),
+    "dust_maps": ("EfficiencyMap", "StarCounts", "efficiency_map", "log_corrected", "sky_map"),
     "equilibrium": (
         "Agreement",
         "Verdict",
@@ -161,6 +163,7 @@ __all__ = [
     "identifiability",
     "least_squares",
     "load_field",
+    "log_corrected",
     "noise_corrected",
     "north_south",
     "save_field",

@@ -15,14 +15,16 @@ once, with ρ ≥ 0 and ε that falls with distance as linear bounds; networks o
 
 The residual vanishes star by star, so the stars may be weighed: those of large sᵥ, near the escape velocity,
 where f ends and every model of it is worst, count less.
+
+Noise in the scores pulls both functions towards zero, most where Φ and S act almost alike. Tested with
+functions of velocity in their place the equation has no such bias: stars weighed with 1/n_obs are a sample of
+p(v|x) that is uniform in x, for which n is what a selection is for others, and `Moments` solves for it.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,103 +32,27 @@ from torch import Tensor
 
 from galray.errors import GalrayError
 from galray.gravity.degeneracy import Identifiability, identifiability
+from galray.gravity.dust_functions import Efficiency, LogFunction
 from galray.gravity.dust_maps import EfficiencyMap, StarCounts, counts_over_density, efficiency_map
 from galray.gravity.dust_networks import train_networks
 from galray.gravity.exports import Exportable
-from galray.gravity.moment_selection import LogSelection, ball_lattice
+from galray.gravity.moment_selection import LogSelection
 from galray.gravity.moment_system import MomentSystem
+from galray.gravity.moments import Moments
 from galray.gravity.penalised import Equations, Solution, Unknowns, Whitener, solve
 from galray.gravity.positivity import nonnegative
-from galray.gravity.potential import PotentialField, PotentialNetwork, scores_at, taper
+from galray.gravity.potential import PotentialField, scores_at, taper
 from galray.gravity.region import Region, as_positions, as_region
-from galray.gravity.settings import DustSettings
+from galray.gravity.settings import DustSettings, MomentsSettings
 from galray.gravity.spline_field import SplineField
 from galray.gravity.splines import Array, SumBasis, TensorBasis, to_numpy
 
-__all__ = ["DustField", "Efficiency", "LogFunction", "fit_dust"]
-
-Convention = Literal["maximum", "sun"]
+__all__ = ["DustField", "fit_dust"]
 
 _FOLDS = 5
 _CHUNK = 8192
 _PILOT_PENALTY = 1e-8
-_PLACES = 4000  # of the ball, at which ε is compared with its bounds
 _WILD = 3.0  # velocity scores beyond so many times the typical one count less
-_TOLERANCE = 0.05  # of log ε above the Sun's that is no hit of the bound
-
-
-class LogFunction:
-    """S(x) = spline + network inside a ball, known up to a constant.
-
-    Arguments:
-        base: The spline.
-        network: What it misses; None for none.
-    """
-
-    def __init__(self, base: LogSelection, network: PotentialNetwork | None = None) -> None:
-        self.base = base
-        self.region: Region = base.region
-        self.network = None
-        if network is not None:
-            self.network = copy.deepcopy(network).double().eval().requires_grad_(False)
-
-    def value(self, x: Any) -> Tensor:
-        """S at positions (*, 3) less S at the centre of the ball: shape (*)."""
-        x = as_positions(x)
-        out = self.base.log_efficiency(x)
-        if self.network is not None:
-            center = x.new_tensor(self.region.center)[None]
-            out = out + (self.network(x.reshape(-1, 3)) - self.network(center)).reshape(x.shape[:-1])
-        return out
-
-    def gradient(self, x: Any) -> Tensor:
-        """∇S at positions (*, 3), in 1/kpc: shape (*, 3)."""
-        x = as_positions(x)
-        flat = x.reshape(-1, 3)
-        out = torch.from_numpy(self.base.gradient(flat))
-        if self.network is not None:
-            parts = [self.network.gradient(*self.network.inputs(c)) for c in flat.split(65_536)]
-            out = out + torch.cat(parts)
-        return out.reshape(x.shape)
-
-
-class Efficiency:
-    """ε(x) ≤ 1, from a log ε that is known up to a constant.
-
-    Arguments:
-        raw: log ε + const of positions (*, 3).
-        region: The ball.
-        convention: What the constant is: ε = 1 at its ``maximum`` over the ball, or at its centre (``sun``).
-        min_efficiency: The lower bound of ε.
-        within: Fraction of the ball's radius over which the maximum and the bounds are looked at.
-    """
-
-    def __init__(
-        self,
-        raw: Callable[[Any], Tensor],
-        region: Region,
-        convention: Convention = "maximum",
-        min_efficiency: float = 0.01,
-        within: float = 0.95,
-    ) -> None:
-        self.raw = raw
-        self.region = region
-        self.convention: Convention = convention
-        self.floor = math.log(min_efficiency)
-        values = raw(torch.from_numpy(ball_lattice(region, _PLACES, within)))
-        center = raw(torch.tensor([region.center], dtype=torch.float64))
-        self.offset = float(values.max() if convention == "maximum" else center[0])
-        beyond = values - self.offset
-        self.bound_fraction = float(((beyond > _TOLERANCE) | (beyond < self.floor)).double().mean())
-        """The part of the volume where ε would leave the range from its lower bound to 1."""
-
-    def log_efficiency(self, x: Any) -> Tensor:
-        """Log ε at positions (*, 3), from the bound's logarithm to 0: shape (*)."""
-        return (self.raw(x) - self.offset).clamp(self.floor, 0.0)
-
-    def efficiency(self, x: Any) -> Tensor:
-        """ε at positions (*, 3): shape (*), from the bound to 1."""
-        return self.log_efficiency(x).exp()
 
 
 class DustField(Exportable):
@@ -136,7 +62,8 @@ class DustField(Exportable):
         field: Φ.
         selection: S = log ε (joint) or −log n (conditional).
         settings: What was asked for.
-        log_observed: Log n_obs + const of positions (*, 3), of the conditional variant.
+        log_observed: Log n_obs + const of positions (*, 3), of the conditional variant; a stored field knows
+            it on a grid.
         degeneracy: What the stars can tell of Φ and ε apart; None where it was not looked at.
         solution: Of the splines.
     """
@@ -157,6 +84,7 @@ class DustField(Exportable):
         self.settings = settings
         self.degeneracy = degeneracy
         self.solution = solution
+        self.log_observed = log_observed
         self.efficiency: Efficiency | None = None
         raw = selection.value
         if settings.variant == "conditional":
@@ -225,7 +153,8 @@ def fit_dust(
 
     Arguments:
         model_or_scores: For ``joint``, ∇log f_obs at `w` (n, 6), or a model with ``score(w)``; for
-            ``conditional``, ∇log p(v|x), or a model with ``conditional_score(w)``.
+            ``conditional``, ∇log p(v|x), or a model with ``conditional_score(w)``; not looked at by basis
+            ``moments``, but for its ``ball`` and ``log_density``.
         w: States (n, 6) in kpc and km/s of stars that are seen.
         settings: Bases, networks, bounds.
         seed: Of the choice of stars and the networks.
@@ -233,8 +162,8 @@ def fit_dust(
         weights: One weight per star (n,), or None.
         partner: Scores, or a model, trained on other stars: the product of the two residuals is minimised,
             which has no noise floor and no bias.
-        log_density: Log n_obs + const of positions (*, 3), for the ε of the conditional variant; None takes
-            the model's own, where it has one.
+        log_density: Log n_obs + const of positions (*, 3), for the ε of the conditional variant and for
+            basis ``moments``; None takes the model's own, where it has one.
         check: Look first whether these stars can tell Φ and ε apart.
         on_epoch: Called with the dict of each epoch.
 
@@ -265,50 +194,27 @@ def fit_dust(
     if check:
         told = identifiability(stars[order], region, amplitude=settings.selection_amplitude)
         told.require(settings.max_degeneracy)
-    method = "score" if settings.variant == "joint" else "conditional_score"
-    known = [model_or_scores] if partner is None else [model_or_scores, partner]
-    scores = []
-    for one in known:
-        if hasattr(one, method):
-            scores.append(scores_at(one, stars[order], method))
-        elif np.shape(one) == stars.shape:
-            scores.append(to_numpy(one)[order])
-        else:
-            raise GalrayError(
-                f"{type(one).__name__} of shape {np.shape(one)} for {len(stars)} stars",
-                f"give scores of shape (n, 6), or a model with {method}(w)",
-            )
-    finite = np.all([np.isfinite(s).all(1) for s in scores], axis=0)
-    if (~finite).mean() > 0.01:
-        raise GalrayError(
-            f"{int((~finite).sum())} of {len(finite)} scores are not finite",
-            "the model has diverged: train it again",
-        )
-    stars, weight = stars[order][finite], weight[order][finite]
-    scores = [s[finite] for s in scores]
-    square = np.mean([(s[:, 3:] ** 2).sum(1) for s in scores], axis=0)
-    weight = weight / (1 + square / (_WILD**2 * np.median(square)))
-    solution, free, unknowns = _solve_splines(system, settings, stars, scores, weight)
-    theta = unknowns.reduction @ free
-    width = system.basis.size
-    base = SplineField(
-        system.basis,
-        region,
-        theta[:width],
-        covariance=solution.covariance[:width, :width],
-        posterior=solution.posterior[:width, :width],
-        penalty=solution.penalty,
-        statistics={"num_stars": float(len(stars)), "effective_dof": solution.effective_dof},
-    )
-    spline = LogSelection(system.selection_basis, region, theta[width:], solution.posterior[width:, width:])
-    field: SplineField | PotentialField = base
-    selection = LogFunction(spline)
-    if settings.basis == "network":
-        networks = train_networks(base, spline, stars, scores, weight, settings, seed, on_epoch)
-        field = PotentialField(base, networks.potential, networks.curve)
-        selection = LogFunction(spline, networks.selection)
     if settings.variant == "conditional" and log_density is None:
         log_density = getattr(model_or_scores, "log_density", None)
+    solved: tuple[SplineField | PotentialField, LogFunction, Solution | None]
+    if settings.basis == "moments":
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(distance < 1))[: settings.max_stars]
+        mass = np.ones(len(stars)) if weights is None else to_numpy(weights)
+        solved = _by_moments(system.settings, region, stars[order], mass[order], log_density)
+    else:
+        known = [model_or_scores] if partner is None else [model_or_scores, partner]
+        scores = [_scores_of(one, stars, order, settings.variant) for one in known]
+        finite = np.all([np.isfinite(s).all(1) for s in scores], axis=0)
+        if (~finite).mean() > 0.01:
+            raise GalrayError(
+                f"{int((~finite).sum())} of {len(finite)} scores are not finite",
+                "the model has diverged: train it again",
+            )
+        order, scores = order[finite], [s[finite] for s in scores]
+        square = np.mean([(s[:, 3:] ** 2).sum(1) for s in scores], axis=0)
+        weight = weight[order] / (1 + square / (_WILD**2 * np.median(square)))
+        solved = _by_scores(system, settings, stars[order], scores, weight, seed, on_epoch)
+    field, selection, solution = solved
     found = DustField(
         field, selection, settings, log_observed=log_density, degeneracy=told, solution=solution
     )
@@ -320,6 +226,73 @@ def fit_dust(
             "selection_amplitude), a smaller ball, or convention = 'maximum'",
         )
     return found
+
+
+def _scores_of(one: Any, stars: Array, order: Array, variant: str) -> Array:
+    """Scores at a choice of the stars, given at all of them or by a model."""
+    method = "score" if variant == "joint" else "conditional_score"
+    if hasattr(one, method):
+        return scores_at(one, stars[order], method)
+    if np.shape(one) == stars.shape:
+        return to_numpy(one)[order]
+    raise GalrayError(
+        f"{type(one).__name__} of shape {np.shape(one)} for {len(stars)} stars",
+        f"give scores of shape (n, 6), or a model with {method}(w)",
+    )
+
+
+def _by_moments(
+    settings: MomentsSettings,
+    region: Region,
+    stars: Array,
+    weights: Array,
+    log_density: Callable[[Any], Tensor] | None,
+) -> tuple[SplineField, LogFunction, Solution | None]:
+    """Φ and −log n from moments of stars that are weighed so as to fill the ball evenly."""
+    if log_density is None:
+        raise GalrayError(
+            "moments of p(v|x) need the density of the stars that are seen", "give fit_dust log_density=..."
+        )
+    x = torch.from_numpy(stars[:, :3])
+    rare = -np.concatenate([to_numpy(log_density(part)) for part in x.split(_CHUNK)])
+    if not np.isfinite(rare).all():
+        raise GalrayError("log_density is not finite at every star", "give one that is positive in the ball")
+    moments = Moments(settings, region)
+    _, blocks = moments.fit(stars, weights * np.exp(rare - rare.max()))
+    found = moments.result(blocks)
+    return found.potential, LogFunction(found.selections["shared"]), found.solution
+
+
+def _by_scores(
+    system: MomentSystem,
+    settings: DustSettings,
+    stars: Array,
+    scores: list[Array],
+    weight: Array,
+    seed: int,
+    on_epoch: Any,
+) -> tuple[SplineField | PotentialField, LogFunction, Solution]:
+    """Φ and S from the residuals of one or two scores: splines, and networks on them."""
+    assert system.selection_basis is not None
+    solution, free, unknowns = _solve_splines(system, settings, stars, scores, weight)
+    theta = unknowns.reduction @ free
+    width = system.basis.size
+    base = SplineField(
+        system.basis,
+        system.region,
+        theta[:width],
+        covariance=solution.covariance[:width, :width],
+        posterior=solution.posterior[:width, :width],
+        penalty=solution.penalty,
+        statistics={"num_stars": float(len(stars)), "effective_dof": solution.effective_dof},
+    )
+    covariance = solution.posterior[width:, width:]
+    spline = LogSelection(system.selection_basis, system.region, theta[width:], covariance)
+    if settings.basis == "spline":
+        return base, LogFunction(spline), solution
+    networks = train_networks(base, spline, stars, scores, weight, settings, seed, on_epoch)
+    field = PotentialField(base, networks.potential, networks.curve)
+    return field, LogFunction(spline, networks.selection), solution
 
 
 def _solve_splines(

@@ -14,14 +14,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from galray.errors import GalrayError
-from galray.gravity.region import Region, as_region
+from galray.gravity.region import Region, as_positions, as_region
 from galray.gravity.splines import Array, to_numpy
 
-__all__ = ["EfficiencyMap", "StarCounts", "counts_over_density", "efficiency_map", "sky_map"]
+__all__ = [
+    "EfficiencyMap",
+    "StarCounts",
+    "counts_over_density",
+    "efficiency_map",
+    "log_corrected",
+    "sky_map",
+]
 
 _SUBCELLS = 4  # along each side, for the part of a cell that lies in the ball
 _MAG = 2.5 / np.log(10)
@@ -159,6 +168,15 @@ class EfficiencyMap:
         with np.errstate(divide="ignore"):
             return 1 / np.sqrt(self.stars.counts)
 
+    def log_efficiency(self, x: Any) -> Tensor:
+        """Log ε of the cells in which positions (*, 3) lie: shape (*), NaN where it is not known."""
+        x = as_positions(x)
+        with np.errstate(divide="ignore"):
+            found = torch.from_numpy(-np.log(self.stars.weights(x.reshape(-1, 3), self.efficiency)))
+        region = self.stars.region
+        beyond = (x - x.new_tensor(region.center)).norm(dim=-1) > region.radius
+        return found.reshape(x.shape[:-1]).masked_fill(beyond, torch.nan)
+
     def corrected_counts(self) -> Array:
         """Stars before the dust, f_obs/ε summed over each cell."""
         return self.density * self.volume
@@ -253,6 +271,26 @@ def _normalised(stars: StarCounts, volume: Array, density: Array) -> EfficiencyM
     full = known & (counted > _ENOUGH)
     top = np.percentile(counted[full] / expected[full], 99) if full.any() else np.nanmax(efficiency)
     return EfficiencyMap(stars, volume, density * top, efficiency / top)
+
+
+def log_corrected(
+    log_density: Callable[[Any], Any], efficiency: Any, w: Any, *, least: float = 0.02
+) -> Tensor:
+    """Log f_corr = log f_obs − log ε: the stars before the dust, star by star or anywhere.
+
+    Arguments:
+        log_density: Log f_obs of states (*, 6), a flow's ``log_prob``; or log n_obs of positions.
+        efficiency: A `DustField`, an `EfficiencyMap`, or anything else with ``log_efficiency(x)``.
+        w: States (*, 6), or positions (*, 3).
+        least: A smaller ε counts as this: 1/ε would be noise.
+
+    Returns:
+        Shape (*); NaN where ε is not known.
+    """
+    w = torch.as_tensor(w).to(torch.float64)
+    with torch.no_grad():
+        seen = torch.as_tensor(log_density(w)).to(torch.float64)
+    return seen - torch.as_tensor(efficiency.log_efficiency(w[..., :3])).clamp_min(float(np.log(least)))
 
 
 def sky_map(

@@ -62,13 +62,16 @@ class MomentsSettings(Settings):
     num_departure_splines: tuple[int, ...] = ()
     """Splines of the (x, y, z) part of Rz+xyz along each coordinate; () takes (7, 7, 7)."""
     num_test_splines: tuple[int, ...] = ()
-    """Test functions along each coordinate; () takes (10, 23) for Rz and Rz+xyz, and (8, 8, 11) for xyz."""
+    """Test functions along each coordinate; () takes (10, 23) for Rz and Rz+xyz, and (8, 8, 11) for xyz.
+    Where a selection is solved for it takes five sixths of the splines of Φ: what tells Φ from ε is little,
+    and more moments add more noise to it than they tell."""
     num_departure_tests: tuple[int, ...] = ()
     """Test functions in (x, y, z) of Rz+xyz along each coordinate; () takes (7, 7, 9)."""
     velocity_functions: tuple[str, ...] = ()
     """Functions of velocity that multiply the test functions: products such as "v_R v_z", or "1"; () takes
-    the first moments of the basis. The (x, y, z) part of Rz+xyz always takes v_x, v_y and v_z, and "1" where
-    a pattern speed is fitted."""
+    the first moments of the basis, and where a selection is solved for those up to order 3, in (R, z) the odd
+    ones. The (x, y, z) part of Rz+xyz always takes v_x, v_y and v_z, and "1" where a pattern speed is
+    fitted."""
     velocity_window: float = Field(default=80.0, gt=0)
     """s in km/s of the factor exp(−v_z²/2s²) of all functions of velocity: hot stars, which hold most of the
     noise, then count little. Take it well above the dispersion of what you study: far above, it leaves the
@@ -183,7 +186,11 @@ class MomentsSettings(Settings):
     @property
     def test_splines(self) -> tuple[int, ...]:
         """The number of test functions along each coordinate, defaults filled in."""
-        return self.num_test_splines or ((8, 8, 11) if self.basis == "xyz" else (10, 23))
+        if self.num_test_splines:
+            return self.num_test_splines
+        if self.selection != "known":
+            return tuple(max(n - n // 6, 4) for n in self.potential_splines)
+        return (8, 8, 11) if self.basis == "xyz" else (10, 23)
 
     @property
     def departure_splines(self) -> tuple[int, ...]:
@@ -220,7 +227,12 @@ class MomentsSettings(Settings):
         if self.velocity_functions:
             return self.velocity_functions
         if self.selection != "known":
-            return up_to_order(self.family, 3)
+            names = up_to_order(self.family, 3)
+            if (
+                self.family == "Rz"
+            ):  # the others' coefficients vanish where v_R and v_z are as often up as down
+                return tuple(n for n in names if (n.count("v_R") + n.count("v_z")) % 2)
+            return names
         if self.family == "Rz":
             return ("v_R", "v_z")
         return ("1", "v_x", "v_y", "v_z") if self.pattern_speed == "fit" else ("v_x", "v_y", "v_z")
@@ -312,8 +324,10 @@ class DustSettings(Settings):
     variant: Literal["joint", "conditional"] = "joint"
     """``joint``: from the score of f_obs = ε f, Φ and log ε; ``conditional``: from p(v|x) alone, which ε
     cannot touch, Φ and the true density n(x), whence ε = n_obs/n."""
-    basis: Literal["spline", "network"] = "network"
-    """``spline`` solves one linear system for both; ``network`` adds networks that learn what it misses."""
+    basis: Literal["spline", "network", "moments"] = "network"
+    """``spline`` solves one linear system for both; ``network`` adds networks that learn what it misses;
+    ``moments`` (conditional only) takes splines too, but tests the equation with functions of the stars'
+    velocities in place of the model's scores, whose noise pulls Φ and n towards zero."""
     potential_basis: Literal["Rz", "xyz"] = "Rz"
     """Coordinates of the splines of Φ; networks on top know all three."""
     num_potential_splines: tuple[int, ...] = ()
@@ -362,6 +376,8 @@ class DustSettings(Settings):
     def _consistent(self) -> DustSettings:
         if self.variant == "conditional" and self.monotone:
             raise ValueError("monotone: only ε falls with distance, and 'conditional' fits n(x)")
+        if self.variant == "joint" and self.basis == "moments":
+            raise ValueError("basis: the moments' joint fit is [gravity.moments] selection = 'shared'")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError("hidden: at least one layer of at least one unit")
         self.splines()
@@ -370,6 +386,7 @@ class DustSettings(Settings):
     def splines(self) -> MomentsSettings:
         """The bases, as the moments describe them."""
         return MomentsSettings(
+            penalty=self.penalty,
             basis=self.potential_basis,
             num_potential_splines=self.num_potential_splines,
             concentration=self.concentration,

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from galray.errors import GalrayError
-from galray.gravity.dust import DustField, LogFunction
+from galray.gravity.density_grid import BallGrid
+from galray.gravity.dust import DustField
+from galray.gravity.dust_functions import LogFunction
 from galray.gravity.exports import Exportable
 from galray.gravity.masses import MassField
 from galray.gravity.moment_selection import LogSelection
@@ -70,7 +72,7 @@ def save_field(field: Any, path: str | Path) -> None:
 
     Arguments:
         field: A `SplineField`, `MassField`, `PotentialField`, `MeanField`, analytic `Potential`, or a
-            `DustField` (a conditional one keeps n(x), not the density seen that ε was divided from).
+            `DustField` (a conditional one keeps the density seen, by which n(x) gives ε, on a grid).
         path: The folder; made where absent. The JSON is written last.
 
     Raises:
@@ -157,6 +159,10 @@ def _describe(field: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, 
         network = field.selection.network
         for name, value in ({} if network is None else network.state_dict()).items():
             tensors[f"{prefix}network.{name}"] = value
+        if field.log_observed is not None:
+            seen = field.log_observed
+            grid = seen if isinstance(seen, BallGrid) else BallGrid.of(seen, field.region)
+            tensors[f"{prefix}observed"] = torch.from_numpy(grid.values)
         return {
             "kind": "dust",
             "settings": field.settings.model_dump(mode="json"),
@@ -229,7 +235,9 @@ def _rebuild(values: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) ->
         if values["network"] is not None:
             network = _network(values["network"], base.region, prefix, tensors)
         settings = DustSettings.model_validate(values["settings"])
-        return DustField(field, LogFunction(base, network), settings)
+        seen = tensors.get(f"{prefix}observed")
+        grid = None if seen is None else BallGrid(field.region, to_numpy(seen))
+        return DustField(field, LogFunction(base, network), settings, log_observed=grid)
     if kind == "mean":
         parts = [_rebuild(f, f"{prefix}{i}.", tensors) for i, f in enumerate(values["fields"])]
         return MeanField(parts, values["weights"])

@@ -51,6 +51,8 @@ def test_the_run_tells_what_the_dust_took(finished: galray.Run) -> None:
     assert "A prior on ε three times as wide" in dust["sentence"]
     assert dust["maps"] == ["moments", "member 000"]
     assert dust["stars_before_dust"] > dust["stars_seen"]
+    measured = {(row["name"], row["method"]) for row in finished.summary["quantities"]}
+    assert {("rho", "combined"), ("rho_dm", "combined"), ("rho_dm", "score")} <= measured
     table = pl.read_parquet(finished.folder / "results" / "dust.parquet")
     assert set(table.columns) >= {"x", "y", "z", "counts", "efficiency", "log_efficiency_error", "truth"}
     assert table["efficiency"].max() <= 1.0

@@ -1,4 +1,4 @@
-"""Training on several ranks, under Ray Train, killed, in other arithmetic; and a plan for many GPUs.
+"""Training on several ranks, under Ray Train, killed; and a plan for many GPUs.
 
 On CPUs a rank's cost is its own CPU time, and what an all-reduce takes is measured apart: a rank that has a
 core of its own needs the sum of both for an epoch. Both are the least of many short epochs and of many
@@ -45,7 +45,6 @@ def measure(bench: Bench) -> None:
     for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
         for kind in MODELS:
             _scaling(bench, kind, device, count, epochs)
-        _arithmetic(bench, device, count)
 
 
 # -- several ranks ---------------------------------------------------------------------------------------
@@ -165,44 +164,6 @@ def _scaling(bench: Bench, kind: str, device: str, count: int, epochs: int) -> N
             bar=2e-4,
             cpu_seconds=cost,
         )
-
-
-# -- other arithmetic ------------------------------------------------------------------------------------
-
-
-def _arithmetic(bench: Bench, device: str, count: int) -> None:
-    """Speed of the steps in other precision, and compiled."""
-    options: list[dict[str, Any]] = [{}, {"precision": "bf16"}, {"compile": True}]
-    if device == "cuda":
-        options += [{"precision": "tf32"}, {"precision": "bf16", "compile": True}]
-    for kind in MODELS:
-        reference = 0.0
-        for option in options:
-            found = part(bench, "steps", {"kind": kind, "device": device, "stars": count, **option}, _steps)
-            if not option:
-                reference = found["speed"]
-                continue
-            name = " and ".join(str(v) if k == "precision" else "compiled" for k, v in option.items())
-            bench.row(
-                f"training, {kind}, {device}: {name}, times the stars/s of float32",
-                found["speed"] / reference,
-                peer=f"start-up {found['start']:.0f} s",
-                cpu_seconds=found["cpu_seconds"],
-            )
-
-
-def _steps(task: dict[str, Any]) -> dict[str, Any]:
-    option = {key: task[key] for key in ("precision", "compile") if key in task}
-    _, w, held = stars(task["stars"], SEED)
-    model = build_model(task["kind"], MODELS[task["kind"]], BALL, w[:4096], seed=SEED)
-    settings = TrainingSettings(epochs=12, batch_size=BATCH, device=task["device"], **option)
-    goal = objective(task["kind"], model.settings)
-    curve = fit(model, goal, w.float(), held[:2048].float(), settings, seed=SEED).curve
-    if task["device"] == "cuda":
-        times = [task["stars"] / row["stars_per_second"] for row in curve]
-    else:
-        times = [row["cpu_seconds"] for row in curve]
-    return {"speed": task["stars"] / min(times[1:]), "start": times[0] - min(times[1:])}
 
 
 # -- under Ray Train -------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ GROUPS = {
     "flow": "benchmarks._phasespace_flow",
     "noise": "benchmarks._phasespace_noise",
     "training": "benchmarks._phasespace_training",
+    "arithmetic": "benchmarks._phasespace_arithmetic",
     "figure": "benchmarks._phasespace_figure",
 }
 """Each group's module, imported when its rows are asked for; it has ``measure(bench)``."""

@@ -69,7 +69,7 @@ COUNT = {
 """Stars before the ball is cut: a fifth of the slab's and two fifths of the disc's are left. Flows and score
 networks pass once over many stars rather than often over few: neither the scatter of the stars nor what
 models learn of them by heart may hide a bias of a few per cent. The disc has no more."""
-REALISATIONS = {"slab": {"moments": 8, "flow": 4, "score": 4}, "disc": {"moments": 8, "flow": 3, "score": 3}}
+REALISATIONS = {"slab": {"moments": 8, "flow": 4, "score": 3}, "disc": {"moments": 8, "flow": 3, "score": 3}}
 FIRST = {"moments": 0, "flow": 0, "score": 4}
 """Number of the first realisation: those before were looked at while a method was settled."""
 EPOCHS = {"slab": 1, "disc": 3}

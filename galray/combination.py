@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,17 @@ NUM_REPORT_STARS = 50_000
 
 @dataclass
 class MethodResult:
-    """What one inversion gives: its estimate, and the evaluations of its full-sample members."""
+    """What one inversion gives.
+
+    Attributes:
+        estimate: Value and error budget.
+        evaluations: Of its full-sample members.
+        headlines: ρ_DM of every member by itself, by the member's number.
+    """
 
     estimate: Estimate
     evaluations: list[dict[str, np.ndarray]]
+    headlines: dict[int, float]
 
 
 def combine_run(
@@ -70,7 +77,7 @@ def combine_run(
     subtracted = np.asarray(baryons.smoothed_density(x, kernel))
     offset = hidden_offset(config, folder)
     methods = {
-        name: MethodResult(blinded(found.estimate, places, offset), found.evaluations)
+        name: replace(found, estimate=blinded(found.estimate, places, offset))
         for name, found in collect(config, folder, specs, places, subtracted).items()
     }
 
@@ -128,7 +135,8 @@ def combine_run(
     write_halo(results, halo)
     sample_stars(store, config.seed, results / "stars.parquet")
 
-    members = member_rows(folder)
+    headlines = {i: value + offset for found in methods.values() for i, value in found.headlines.items()}
+    members = member_rows(folder, headlines)
     record = read_json(folder / "provenance.json")
     combined = estimates["combined"]
     blind = is_blind(config, folder)
@@ -183,7 +191,7 @@ def collect(
             stars = [o.result.get("stars", 1) for o in outcomes if o is not None]
             estimate = combine_family(mine, values, groups=groups, settings=budget, stars=stars)
             whole = [e for s, e in zip(mine, evaluations, strict=True) if s.whole]
-            found[family] = MethodResult(estimate, whole)
+            found[family] = MethodResult(estimate, whole, _headlines(mine, values, places))
     mine = [s for s in specs if s.family == "moments"]
     if mine:
         source = folder / "fields" / "moments"
@@ -191,19 +199,25 @@ def collect(
         paths = sorted(source.glob("jackknife-*.safetensors"))
         replicas = np.array([values_of(load_evaluation(path)) for path in paths])
         spread = replicas - replicas.mean(0)
+        values = np.array([values_of(e) for e in evaluations])
         estimate = combine_family(
             mine,
-            np.array([values_of(e) for e in evaluations]),
+            values,
             groups=groups,
             jackknife=(len(replicas) - 1) / len(replicas) * spread.T @ spread,
             jackknife_blocks=len(replicas),
             settings=budget,
             stars=[_moment_stars(source, spec) for spec in mine],
         ).with_term("penalty", load_file(source / "penalty.safetensors")["covariance"])
-        found["moments"] = MethodResult(estimate, evaluations[:1])
+        found["moments"] = MethodResult(estimate, evaluations[:1], _headlines(mine, values, places))
     if not found:
         raise GalrayError(f"{folder}: no method has a result", "look at members/*/error.txt")
     return found
+
+
+def _headlines(specs: Sequence[MemberSpec], values: np.ndarray, places: Places) -> dict[int, float]:
+    """ρ_DM of each member by itself, by its number."""
+    return dict(zip((s.index for s in specs), values[:, places.index(HEADLINE)].tolist(), strict=True))
 
 
 def _moment_stars(source: Path, spec: MemberSpec) -> int:
@@ -240,8 +254,8 @@ def account(store: ShardStore) -> dict[str, Any]:
     return {"rows_in": rows_in, "kept": fate["kept"], "fate": fate, "hash": store.hash}
 
 
-def member_rows(folder: Path) -> list[dict[str, Any]]:
-    """What became of every member of the networks."""
+def member_rows(folder: Path, headlines: Mapping[int, float]) -> list[dict[str, Any]]:
+    """What became of every member of the networks, with what each says of ρ_DM by itself."""
     rows = []
     for member in sorted((folder / "members").glob("[0-9][0-9][0-9]*")):
         if not (member / "spec.json").is_file():
@@ -249,11 +263,12 @@ def member_rows(folder: Path) -> list[dict[str, Any]]:
         spec = read_json(member / "spec.json")
         outcome = read_json(member / "result.json") if (member / "result.json").is_file() else {}
         rows.append(
-            {key: spec[key] for key in ("index", "family", "seed", "bootstrap", "draw", "varied")}
+            {key: spec[key] for key in ("id", "index", "family", "seed", "bootstrap", "draw", "varied")}
             | {
                 "status": outcome.get("status", "failed"),
                 "best": outcome.get("result", {}).get("best"),
                 "seconds": outcome.get("seconds"),
+                HEADLINE: headlines.get(spec["index"]),
             }
         )
     return rows

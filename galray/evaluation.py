@@ -121,7 +121,8 @@ class RunSource:
         self.baryons = gravity.build(config.gravity.baryons, truth["baryons"] if truth else None)
         self.baryon_draws = [self.baryons.draw([config.seed, i]) for i in range(NUM_BARYON_DRAWS)]
         self.disturbances = run.summary.get("disturbances", {}).get(method, {})
-        factors = run.summary.get("calibration", {}).get("factors", [])
+        calibration = run.summary.get("calibration", {})
+        factors, self.uncalibrated = calibration.get("factors", []), calibration.get("outside", ())
         self.inflation = {row["quantity"]: row["factor"] for row in factors if row["method"] == method}
         self.quantities = list(UNITS)
         self.offset = hidden_offset(config, run.folder)
@@ -166,7 +167,8 @@ class RunSource:
         causes = {c: disturbed(sizes, x, names, self.frame) for c, sizes in self.disturbances.items()}
         whole = with_disturbances(whole, groups, causes)
         whole = whole.shifted(np.where(np.isin(groups, DENSITIES), self.offset, 0.0))
-        whole = whole.inflated(np.array([self.inflation.get(name, 1.0) for name in groups]))
+        factors = np.array([self.inflation.get(name, 1.0) for name in groups])
+        whole = whole.inflated(factors, self.uncalibrated)
         if "rho_dm" not in names:
             return whole
         own = np.array(groups) == "rho_dm"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "member_states",
     "noisy_states",
     "patch_bootstrap",
+    "rows_of",
     "seen",
     "sightline_states",
 ]
@@ -39,7 +40,7 @@ def member_config(config: RunConfig, spec: Mapping[str, Any]) -> RunConfig:
 
 
 def seen(store: ShardStore, spec: Mapping[str, Any] | None, shards: Iterable[int] | None = None) -> Draw:
-    """States of the stars that a member sees, and their rows in the store.
+    """States of the stars that a member sees, and their rows in what `rows_of` gives.
 
     Arguments:
         store: The run's stars.
@@ -48,21 +49,39 @@ def seen(store: ShardStore, spec: Mapping[str, Any] | None, shards: Iterable[int
     """
     shards = None if shards is None else list(shards)
     spec = spec or {}
-    if spec.get("draw"):
-        found = store.draw(spec["streams"]["draw"], shards)
-    else:
-        states = store.states(shards, dtype=np.float64)
-        found = Draw(states, np.arange(len(states)), {"rows": len(states), "kept": len(states)})
     variation = spec.get("variation", {})
+    if spec.get("draw"):
+        found = store.draw(spec["streams"]["draw"], shards, cut="systematics" not in variation)
+    else:
+        states = rows_of(store, spec, lambda one: one.states(shards, dtype=np.float64))
+        found = Draw(states, np.arange(len(states)), {"rows": len(states), "kept": len(states)})
     if "systematics" in variation:
         errors = SystematicsSettings.model_validate(variation["systematics"])
         moved = store.shifted(found.states, *errors.draw(spec["streams"]["systematic"]))
         found = Draw(moved.states, found.index[moved.index], moved.account)
     if "where" in variation:
-        kept = store.where(variation["where"], shards)[found.index]
+        kept = rows_of(store, spec, lambda one: one.where(variation["where"], shards))[found.index]
         account = {"rows": len(kept), "kept": int(kept.sum()), "not_selected": int((~kept).sum())}
         found = Draw(found.states[kept], found.index[kept], account)
     return found
+
+
+def rows_of(
+    store: ShardStore, spec: Mapping[str, Any] | None, of: Callable[[ShardStore], np.ndarray]
+) -> np.ndarray:
+    """Something of every row that a member's stars are drawn from, which `Draw.index` counts.
+
+    Whoever redraws or moves the stars brings in some from the margin of the ball, where it was kept.
+
+    Arguments:
+        store: The run's stars.
+        spec: The member.
+        of: Gives an array with a row per star of a store.
+    """
+    spec = spec or {}
+    moves = spec.get("draw") or "systematics" in spec.get("variation", {})
+    margin = store.margin if moves else None
+    return of(store) if margin is None else np.concatenate([of(store), of(margin)])
 
 
 def member_states(store: ShardStore, spec: Mapping[str, Any]) -> np.ndarray:
@@ -73,8 +92,9 @@ def member_states(store: ShardStore, spec: Mapping[str, Any]) -> np.ndarray:
 def error_covariances(
     store: ShardStore, spec: Mapping[str, Any] | None, shards: list[int] | None = None
 ) -> np.ndarray:
-    """Covariances of the errors in the rows of a store, (n, 6, 6); a redraw holds the noise twice."""
-    return state_covariances(store, shards) * (2.0 if spec and spec.get("draw") else 1.0)
+    """Covariances of the errors in the rows of `rows_of`, (n, 6, 6); a redraw holds the noise twice."""
+    covariances = rows_of(store, spec, lambda one: state_covariances(one, shards))
+    return covariances * (2.0 if spec and spec.get("draw") else 1.0)
 
 
 def noisy_states(store: ShardStore, spec: Mapping[str, Any]) -> np.ndarray:

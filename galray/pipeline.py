@@ -258,6 +258,7 @@ class Pipeline:
         config = self.config
         common = [
             store.hash,
+            *([] if store.margin is None else [store.margin.hash]),
             config.places.model_dump(mode="json"),
             config.gravity.kernel.model_dump(mode="json"),
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from galray.gravity import (
 )
 from galray.gravity.moment_sums import fold
 from galray.measurement import evaluate, places_of
-from galray.member_stars import error_covariances, member_config, seen
+from galray.member_stars import error_covariances, member_config, rows_of, seen
 from galray.provenance import write_atomic
 from galray.results import Places
 
@@ -45,9 +45,10 @@ def shard_sums(
     """
     store, shard, spec, values, ball, counts = task
     settings = MomentsSettings.model_validate(values)
-    weights = store.weights([shard])
     stars = seen(store, spec, [shard])
-    weights = None if weights is None else weights[stars.index]
+    weights = None
+    if store.weights([shard]) is not None:
+        weights = rows_of(store, spec, lambda one: cast(np.ndarray, one.weights([shard])))[stars.index]
     if counts is not None:
         weights = counts.weights(stars.states) * (1.0 if weights is None else weights)
     errors = None

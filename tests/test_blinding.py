@@ -60,7 +60,8 @@ def measured_densities(run) -> list[float]:
     halo = [
         p["value"] for fit in run.summary["halo"] for p in fit["parameters"] if p["parameter"] == "density"
     ]
-    return [*rows, *dense, top["value"], top["value_gev"], *halo]
+    members = [member["rho_dm_average"] for member in run.summary["members"]]
+    return [*rows, *dense, *members, top["value"], top["value_gev"], *halo]
 
 
 def test_every_density_is_moved_by_the_same_amount_and_nothing_else(runs, offset):

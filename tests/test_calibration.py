@@ -17,7 +17,7 @@ from galray.calibration.mocks import check, differences, draw, galaxy_config, mo
 from galray.calibration.run import FEWEST, Calibration, calibrate, judge
 from galray.calibration.tables import write_tables
 from galray.config import load_config
-from galray.ensemble import Estimate, Term, student_factor
+from galray.ensemble import Estimate, Term, student_factor, welch_satterthwaite
 from galray.errors import GalrayError
 from galray.pipeline import Pipeline
 from galray.results import HEADLINE
@@ -124,7 +124,7 @@ def records_of(number, wrong=2.0, where=("Sun", "z=+1 kpc")):
         value = truth + size * error * rng.standard_normal()
         return {
             "name": name, "label": name, "where": place, "unit": "km2 / (s2 kpc)", "value": value,
-            "error": error, "truth": truth, "dof": None, "terms": {},
+            "error": error, "truth": truth, "dof": None, "terms": {}, "dofs": {},
         }  # fmt: skip
 
     records = {}
@@ -149,6 +149,30 @@ def test_judgements():
         assert j.tested.number == 100
         assert j.tested.width == pytest.approx(1.0, abs=0.3)
     assert found[0].inflation == found[1].inflation  # one factor for the places of a quantity
+
+
+@pytest.mark.parametrize("dof", [1.0, 8.0, None])
+def test_terms_that_the_mocks_do_not_exercise_are_not_judged(dof):
+    """Right errors of few degrees of freedom, and a term as large that no mock has anything of."""
+    rng, free = np.random.default_rng(5), np.inf if dof is None else dof
+    records = {}
+    for index in range(4000):
+        scale = 1.0 if dof is None else math.sqrt(rng.chisquare(dof) / dof)
+        variances, names, dofs = np.array([scale**2, 1.0]), ["statistics", "disequilibrium"], [free, np.inf]
+        total = welch_satterthwaite([np.array(v) for v in variances], [np.array(d) for d in dofs])
+        factor = float(student_factor(total))
+        row = {
+            "name": "a_R", "label": "a_R", "where": "Sun", "unit": "km2 / (s2 kpc)", "method": "moments",
+            "value": rng.standard_normal(), "truth": 0.0, "error": factor * math.sqrt(variances.sum()),
+            "dof": float(total) if np.isfinite(total) else None,
+            "terms": {n: factor * math.sqrt(v) for n, v in zip(names, variances, strict=True)},
+            "dofs": {n: d if np.isfinite(d) else None for n, d in zip(names, dofs, strict=True)},
+        }  # fmt: skip
+        records[index] = {"quantities": [row], "stars": 1, "cpu_seconds": [1.0, 1.0]}
+    (with_it,), (without,) = judge(records), judge(records, ["disequilibrium", "systematics"])
+    assert with_it.raw.width < 0.85
+    assert without.raw.fractions == pytest.approx(LEVELS, abs=0.03)
+    assert without.raw.width == pytest.approx(1.0, abs=0.05)
 
 
 def test_inflation_is_never_below_one_and_needs_mocks():
@@ -336,10 +360,19 @@ def test_a_run_applies_it_and_says_so(tmp_path, calibrated):
     for old, new in zip(before["quantities"], after["quantities"], strict=True):
         assert new["value"] == old["value"]
         if old["error"] is not None:
-            assert new["error"] == pytest.approx(old["error"] * factors.get(old["name"], 1.0), rel=1e-9)
+            factor = factors.get(old["name"], 1.0)
+            if factor == 1:
+                assert new["error"] == old["error"]
+            # what the mocks do not exercise is left as it is
+            assert old["error"] * (1 + 0.8 * (factor - 1)) < new["error"] or factor == 1
+            assert new["error"] <= old["error"] * factor
     terms = {term["term"]: term for term in after["headline"]["terms"]}
     assert terms.keys() >= {"statistics", "measurement", "penalty"}
-    assert terms["penalty"]["error"] > 0
+    was = {term["term"]: term["error"] for term in before["headline"]["terms"]}
+    grown = {name: term["error"] / was[name] for name, term in terms.items() if was[name]}
+    assert grown["penalty"] / grown["disequilibrium"] == pytest.approx(factors[HEADLINE], rel=1e-6)
+    assert record["outside"] == ["disequilibrium", "non_axisymmetric", "systematics", "baryons"]
+    assert "left as they are: disequilibrium" in record["sentence"]
     squares = sum(term["error"] ** 2 for term in after["headline"]["terms"])
     assert math.sqrt(squares) == pytest.approx(after["headline"]["error"], rel=1e-6)
     page = (run.folder / "report.html").read_text()

@@ -196,6 +196,9 @@ def test_mlflow_has_one_parent_and_its_children(finished: galray.Run) -> None:
     assert parent.data.tags["galray.input_hash"] == finished.catalog.hash
     assert parent.data.metrics["rho_dm_average.value"] == pytest.approx(finished.headline["value"])
     assert parent.data.params["mock.galaxy.num_stars"] == "20000"
+    of_score = {q["name"]: q["value"] for q in finished.summary["quantities"] if q["method"] == "score"}
+    densities = [run.data.metrics["final.rho_dm_average"] for run in children]
+    assert np.mean(densities) == pytest.approx(of_score["rho_dm_average"])
 
 
 def test_field_is_the_mean_of_the_members(finished: galray.Run) -> None:

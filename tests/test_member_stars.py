@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from galray.catalog import CatalogSettings, ingest, write_gaia_source
+from galray.catalog import BallSettings, CatalogSettings, ingest, write_gaia_source
 from galray.catalog.astrometry import galactocentric, shift_states
 from galray.ensemble import EnsembleSettings, FamilyDesign, design
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
-from galray.member_stars import patch_bootstrap, seen
+from galray.member_stars import error_covariances, patch_bootstrap, rows_of, seen
 from galray.phasespace import Ball
 from galray.seeds import seed_for
 from tests.catalog_stars import stars
@@ -70,6 +71,72 @@ def test_members_see_the_stars_that_they_should(store):
     wanted = (table["parallax"] > 12 * table["parallax_error"]).to_numpy()
     assert 0 < wanted.sum() < store.num_rows
     np.testing.assert_array_equal(chosen.states, plain.states[wanted])
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory):
+    """Stars of even density out to 5 kpc with parallax errors of 6 % at 3 kpc, in a ball of 3 kpc."""
+    folder = tmp_path_factory.mktemp("around")
+    rng, table = np.random.default_rng(8), stars(12_000, seed=5, rv_fraction=1.0)
+    near = 1 / (5 * rng.uniform(size=len(table)) ** (1 / 3))
+    table = table.with_columns(
+        pl.Series("parallax", near + rng.normal(0, 0.02, len(table))),
+        pl.Series("parallax_error", np.full(len(table), 0.02)),
+    )
+    write_gaia_source(table, folder / "bulk")
+    return {
+        margin: ingest(
+            CatalogSettings(
+                files=(str(folder / "bulk"),),
+                num_shards=3,
+                ball=BallSettings(radius_kpc=3, margin_kpc=margin),
+                cuts={"parallax_snr": 5.0},
+                parallax_zero_point=0.0,
+            ),
+            folder / f"store-{margin}",
+        )
+        for margin in (0.0, 0.9)
+    }
+
+
+def test_redraws_and_moved_stars_come_in_from_the_margin_as_others_leave(around):
+    bare, store = around.values()
+    assert bare.margin is None
+    np.testing.assert_array_equal(bare.states(), store.states())
+    account = store.row_account
+    assert account["kept_margin"] == store.margin.num_rows > 0
+    assert account["rows_in"] == sum(n for fate, n in account.items() if fate != "rows_in")
+    distance = np.linalg.norm(store.margin.states()[:, :3] - np.array(store.frame.sun_position), axis=1)
+    assert 2.999 < distance.min() < 3.01
+    assert 3.89 < distance.max() < 3.9001
+    store.verify()
+    spec = _spec(draws=1)
+    lost, steady = (len(seen(one, spec).states) / one.num_rows - 1 for one in (bare, store))
+    assert lost < -0.05, "stars leave, and none comes"
+    assert abs(steady) < 0.03
+    # Each state is that of the star that its index names, and shard by shard they are the same.
+    found = seen(store, spec)
+    sun = np.array(store.frame.sun_position)
+    own = rows_of(store, spec, lambda one: one.states(dtype=np.float64))[found.index, :3] - sun
+    drawn = found.states[:, :3] - sun
+    cosine = (own * drawn).sum(1) / np.linalg.norm(own, axis=1) / np.linalg.norm(drawn, axis=1)
+    assert cosine.min() > 1 - 1e-9
+    assert (found.index >= store.num_rows).sum() > 0.03 * store.num_rows
+    parts = np.concatenate([seen(store, spec, [i]).states for i in range(3)])
+    np.testing.assert_array_equal(np.sort(parts[:, 0]), np.sort(found.states[:, 0]))
+    # A zero point that brings all stars nearer: the ball fills up from outside.
+    closer = store.shifted(rows_of(store, _spec(systematics=1), lambda one: one.states()), -0.02, (0, 0, 0))
+    assert len(closer.states) > 1.1 * store.num_rows
+    both = design(
+        EnsembleSettings(
+            flow=FamilyDesign(seeds=0),
+            moments=FamilyDesign(seeds=0),
+            score=FamilyDesign(draws=1, systematics=1, crossed=True),
+        ),
+        1,
+    )[-1].to_dict()
+    assert abs(len(seen(store, both).states) / store.num_rows - 1) < 0.08
+    assert len(error_covariances(store, spec)) == store.num_rows + store.margin.num_rows
 
 
 @pytest.mark.parametrize(

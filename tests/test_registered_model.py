@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.request
 from pathlib import Path
@@ -134,3 +135,56 @@ def test_registered_model_is_served(run, store, registered):
     finally:
         os.killpg(server.pid, 15)
         server.wait()
+
+
+@pytest.mark.cluster
+def test_registered_model_loads_in_a_clean_environment(run, store, registered, tmp_path):
+    """A new environment with galray from its wheel, as the model asks, and nothing of this source tree.
+
+    The libraries are those of this environment, on the new one's path: installing torch anew shows nothing of
+    galray. A path file's lines are searched for packages alone, so an editable galray there is not found.
+    """
+    source, root = tmp_path / "source", Path(__file__).parents[1]
+    source.mkdir()
+    shutil.copytree(root / "galray", source / "galray", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(root / name, source)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MLFLOW", "VIRTUAL_ENV"))}
+    options = {"env": clean, "cwd": tmp_path, "check": True, "capture_output": True, "text": True}
+    wheel = ["pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", str(source)]
+    subprocess.run([sys.executable, "-m", *wheel], **options)
+    subprocess.run([sys.executable, "-m", "venv", "fresh"], **options)
+    python = str(tmp_path / "fresh" / "bin" / "python")
+
+    import mlflow
+
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    client = mlflow.MlflowClient(tracking_uri=store)
+    version = client.get_model_version_by_alias("galray-gravity", "champion")
+    uri = f"models:/galray-gravity/{version.version}"
+    local = Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=store, dst_path=str(tmp_path)))
+    requirements = (local / "requirements.txt").read_text().splitlines()
+    wanted = [line for line in requirements if line.startswith("galray")]
+    assert wanted == [f"galray=={galray.__version__}"]
+    install = ["pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", "dist", *wanted]
+    subprocess.run([python, "-m", *install], **options)
+    (site,) = (tmp_path / "fresh").glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    asked = tmp_path / "positions.json"
+    asked.write_text(json.dumps(POSITIONS.tolist()))
+    script = f"""
+import json, sys
+import galray, mlflow, pandas as pd
+model = mlflow.pyfunc.load_model("models:/galray-gravity@champion")
+rows = json.load(open({str(asked)!r}))
+answer = model.predict(pd.DataFrame(rows, columns=["x", "y", "z"]))
+rows = answer.fillna(1e99).values.tolist()
+print(json.dumps({{"file": galray.__file__, "columns": list(answer), "rows": rows}}))
+"""
+    env = options["env"] | {"MLFLOW_TRACKING_URI": store}
+    said = subprocess.run([python, "-I", "-c", script], **{**options, "env": env})
+    found = json.loads(said.stdout.splitlines()[-1])
+    assert Path(found["file"]).is_relative_to(site), "galray is that of the wheel"
+    expected = predict(RunSource(run.folder), POSITIONS)
+    assert found["columns"] == list(expected.columns)
+    np.testing.assert_allclose(found["rows"], expected.fillna(1e99).to_numpy(), rtol=1e-9)

@@ -38,6 +38,8 @@ def store(tmp_path_factory):
                         error="Traceback\nValueError: the stars are ill" if ill else "",
                     ),
                 )
+                if not ill:
+                    tracker.member_metrics(spec.id, {"rho_dm_average": 0.009 + 0.001 * spec.index})
             tracker.metrics({"rho_dm": 10 * rate})
     return folder
 
@@ -73,6 +75,7 @@ def test_show_names_best_and_worst_and_what_failed(store):
     (failed,) = [line for line in lines if "FAILED" in line]
     assert "score-000" in best
     assert "0.10300" in best
+    assert "0.00900" in best
     assert "score-003" in worst
     assert "ValueError: the stars are ill" in failed
     record = find_run(list_runs(store_uri("", store)), "first")

@@ -34,6 +34,11 @@ def read_calibration(config: RunConfig) -> Any:
             f"calibration.apply: {path} is no calibration",
             "name the calibration.ecsv that `galray calibrate` wrote",
         )
+    if "outside" not in known:
+        raise GalrayError(
+            f"calibration.apply: {path} is of an earlier version, which judged terms that no mock exercises",
+            "run `galray calibrate` again: it measures nothing twice",
+        )
     theirs = known["procedure"]
     if sorted(config.methods) != theirs["methods"]:
         methods = ", ".join(theirs["methods"])
@@ -60,8 +65,9 @@ def inflate(
 ) -> tuple[dict[str, Estimate], dict[str, Any]]:
     """Multiply the errors of the calibrated quantities.
 
-    Every term of a budget grows by the same factor, so that their squares still add up to the total's. A
-    factor holds for all places of a quantity. What the mocks were not judged for stays as it is.
+    Every calibrated term of a budget grows by the same factor; those that the mocks did not exercise stand
+    outside and stay as they are, and so does what the mocks were not judged for. A factor holds for all
+    places of a quantity.
 
     Arguments:
         config: The run's.
@@ -70,29 +76,34 @@ def inflate(
         num_stars: Stars that were measured.
 
     Returns:
-        The estimates, and the record: the file and its checksum, what it is of, and the factors.
+        The estimates, and the record: the file and its checksum, what it is of, the factors, and the terms
+        that they are not for.
     """
     table = read_calibration(config)
+    known = table.meta[KEY]
+    outside = known["outside"]
     factors = {(str(row["method"]), str(row["quantity"])): float(row["inflation"]) for row in table}
     if len(config.methods) == 1:  # the combined value is that of the one method
         factors |= {("combined", name): factor for (_, name), factor in factors.items()}
     out = {}
     for method, estimate in estimates.items():
         grow = [factors.get((method, quantity.name), 1.0) for quantity in places.quantities]
-        out[method] = estimate.inflated(np.array(grow))
-    path, known = Path(config.calibration.apply).expanduser(), table.meta[KEY]
+        out[method] = estimate.inflated(np.array(grow), outside)
+    path = Path(config.calibration.apply).expanduser()
     keep = ("name", "mocks", "stars", "config_hash", "seed", "created", "galray", "git")
     record = {
         "file": str(path.resolve()),
         "sha256": file_hash(path),
         **{key: known[key] for key in keep},
         "factors": [{"method": m, "quantity": q, "factor": f} for (m, q), f in factors.items()],
+        "outside": outside,
     }
     headline = factors.get(("combined", "rho_dm_average"), 1.0)
     record["sentence"] = (
         f"Errors are calibrated: those of ρ_DM averaged over heights are multiplied by {headline:.2f}, as "
         f"{known['mocks']} mock galaxies of known truth showed to be needed ({known['name']}, "
         f"{known['stars']:,} stars each, this run {num_stars:,}; {known['created']}, "
-        f"galray {known['galray']}, revision {known['git']}; {path}, sha256 {record['sha256'][:12]})."
+        f"galray {known['galray']}, revision {known['git']}; {path}, sha256 {record['sha256'][:12]}). "
+        f"Terms that such mocks do not exercise are left as they are: {', '.join(outside)}."
     )
     return out, record

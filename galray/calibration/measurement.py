@@ -37,8 +37,9 @@ def measure_mock(values: dict[str, Any]) -> dict[str, Any]:
         values: The run of `mock_config`, as JSON.
 
     Returns:
-        ``quantities`` as in a run's summary with the degrees of freedom ``dof`` of each error, ``stars``,
-        ``cpu_seconds`` of simulation and measurement; or ``error``.
+        ``quantities`` as in a run's summary with the degrees of freedom ``dof`` of each error, ``dofs`` of
+        its ``terms``, the ``bias`` that redraws showed, ``stars``, ``cpu_seconds`` of simulation and
+        measurement; or ``error``.
     """
     run = RunConfig.model_validate(values)
     try:
@@ -65,11 +66,14 @@ def _measure(run: RunConfig) -> dict[str, Any]:
         summary = pipeline.run(until="measure").summary
     budget: dict[tuple[str, str], dict[str, Any]] = {}
     for row in summary["budget"]:
-        entry = budget.setdefault((row["quantity"], row["method"]), {"terms": {}, "dof": None})
+        empty: dict[str, Any] = {"terms": {}, "dofs": {}, "dof": None}
+        entry = budget.setdefault((row["quantity"], row["method"]), empty)
         if row["term"] == "total":
             entry["dof"] = row["dof"]
         else:
-            entry["terms"][row["term"]] = row["value"]
+            entry["terms"][row["term"]], entry["dofs"][row["term"]] = row["value"], row["dof"]
+        if row["bias"] is not None:
+            entry["bias"] = row["bias"]
     keep = ("name", "label", "where", "unit", "method", "value", "error", "truth")
     record = {
         "quantities": [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from galray.calibration.measurement import finished, measure_mock
-from galray.calibration.mocks import check, draw, mock_config, procedure
+from galray.calibration.mocks import check, draw, mock_config, outside, procedure
 from galray.calibration.statistics import Claims, Coverage, coverage, fit_inflation
 from galray.config import RunConfig, load_config, to_toml
 from galray.console import Console
+from galray.ensemble import student_factor
 from galray.errors import GalrayError
 from galray.provenance import provenance, write_atomic
 from galray.results import HEADLINE
@@ -40,7 +42,8 @@ class Judgement:
         claims: What the mocks claimed.
         raw: The errors as they came.
         inflation: Factor on the errors of all quantities of this method and name, fitted on the mocks of even
-            number, never below 1; NaN where there are too few.
+            number; NaN where there are too few. Never below 1: mocks are simpler than the sky, and no error
+            shall be smaller for it.
         fitted: The same before the limit.
         inflation_error: Its standard error.
         tested: The inflated errors, on the mocks of odd number; None where nothing was fitted.
@@ -104,9 +107,16 @@ class Calibration:
             "failed": len(self.failed),
             "stars": int(np.median(stars)),
             "prior": settings.prior.model_dump(mode="json"),
+            "terms": sorted(self.terms - set(outside(self.config))),
+            "outside": outside(self.config),
             "procedure": procedure(self.config),
             **provenance(self.config.hash, None, self.config.seed),
         }
+
+    @property
+    def terms(self) -> set[str]:
+        """Terms of the mocks' error budgets, calibrated or not."""
+        return {name for record in self.records.values() for q in record["quantities"] for name in q["terms"]}
 
     def truth(self, index: int) -> dict[str, float]:
         """The numbers that a mock was drawn with."""
@@ -171,7 +181,8 @@ def calibrate(
             f"{len(records)} of {len(runs)} mocks were measured{why}",
             f"see {folder}/failed-*.txt" if failed else "measure more of them: leave out --known",
         )
-    result = Calibration(config, folder, records, failed, judge(records), len(missing) - len(failed))
+    judgements = judge(records, outside(config))
+    result = Calibration(config, folder, records, failed, judgements, len(missing) - len(failed))
     with console.stage("report", "tables, figures and one page"):
         write_tables(result)
         build_page(result)
@@ -201,11 +212,12 @@ def _measure(runs: list[RunConfig], missing: list[int], advance: Any) -> Iterato
     yield from zip(missing, stream_shards(measure_mock, tasks, progress=progress), strict=True)
 
 
-def judge(records: dict[int, dict[str, Any]]) -> list[Judgement]:
+def judge(records: dict[int, dict[str, Any]], outside: Sequence[str] = ()) -> list[Judgement]:
     """Judge every quantity that mocks were measured for.
 
     Arguments:
         records: Of `measure_mock`, by number of the mock: even ones fit the inflation, odd ones test it.
+        outside: Terms that the mocks do not exercise: they are left out of the errors that are judged.
     """
     rows: dict[tuple[str, str, str], list[tuple[int, dict[str, Any]]]] = {}
     for index, record in sorted(records.items()):
@@ -214,7 +226,7 @@ def judge(records: dict[int, dict[str, Any]]) -> list[Judgement]:
                 rows.setdefault((row["method"], row["name"], row["where"]), []).append((index, row))
     if len({method for method, _, _ in rows}) == 2:  # one inversion, and the same again as "combined"
         rows = {key: found for key, found in rows.items() if key[0] != "combined"}
-    claims = {key: _claims(found) for key, found in rows.items()}
+    claims = {key: _claims(found, outside) for key, found in rows.items()}
     # What is exact by construction, as a_φ of an axially symmetric potential, claims nothing.
     claims = {key: c for key, c in claims.items() if len(c) >= 4 and not np.all(c.value == c.truth)}
     pooled: dict[tuple[str, str], list[Claims]] = {}
@@ -245,10 +257,24 @@ def judge(records: dict[int, dict[str, Any]]) -> list[Judgement]:
     return judgements
 
 
-def _claims(found: list[tuple[int, dict[str, Any]]]) -> Claims:
-    value, error, truth = (np.array([row[key] for _, row in found]) for key in ("value", "error", "truth"))
-    dof = np.array([np.inf if row["dof"] is None else row["dof"] for _, row in found])
+def _claims(found: list[tuple[int, dict[str, Any]]], outside: Sequence[str]) -> Claims:
+    value, truth = (np.array([row[key] for _, row in found]) for key in ("value", "truth"))
+    error, dof = np.array([_error(row, outside) for _, row in found]).T
     return Claims(value, error, truth, dof, np.array([index for index, _ in found]))
+
+
+def _error(row: dict[str, Any], outside: Sequence[str]) -> tuple[float, float]:
+    """Error and degrees of freedom of a measurement without some of its terms."""
+    dof = row["dof"] or np.inf
+    factor = float(student_factor(dof))  # the one that all terms share
+    variance = (row["error"] / factor) ** 2
+    spread = variance**2 / dof  # as Welch and Satterthwaite add it up
+    for name in set(outside) & set(row["terms"]):
+        term = (row["terms"][name] / factor) ** 2
+        variance -= term
+        spread -= term**2 / (row.get("dofs", {}).get(name) or np.inf)
+    left = variance**2 / spread if spread > 0 else np.inf
+    return math.sqrt(max(variance, 0.0)) * float(student_factor(left)), left
 
 
 def _inflation(parts: list[Claims]) -> tuple[float, float]:

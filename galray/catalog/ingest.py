@@ -22,7 +22,7 @@ from galray.catalog.quarantine import LOST
 from galray.catalog.readers import Source, open_unit
 from galray.catalog.selection import Selection, kind_of
 from galray.catalog.settings import CatalogSettings
-from galray.catalog.shards import MANIFEST, ShardStore
+from galray.catalog.shards import MANIFEST, SIDE_VIEWS, ShardStore
 from galray.catalog.stages import Progress, Stages
 from galray.errors import GalrayError
 from galray.provenance import content_hash
@@ -168,7 +168,7 @@ def _prepare(place: Place) -> None:
         names = sorted({name.split("/")[0] for name in place.sizes()})
     except OSError as error:
         raise _unwritable(target, error) from None
-    own = {MANIFEST, LOST, _LOCK, LEASE, "no_rv", "selection", "sky", *SIDE_FILES}
+    own = {MANIFEST, LOST, _LOCK, LEASE, *SIDE_VIEWS, "selection", "sky", *SIDE_FILES}
     foreign = [n for n in names if n not in own and not n.startswith((".ingest-", "shard-", f".{MANIFEST}"))]
     if foreign:
         raise GalrayError(

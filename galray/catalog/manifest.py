@@ -13,7 +13,7 @@ from galray.catalog.mirror import Place
 from galray.catalog.quality import parse_cuts
 from galray.catalog.quarantine import LOST, write_lost
 from galray.catalog.settings import CatalogSettings
-from galray.catalog.shards import MANIFEST, ShardStore
+from galray.catalog.shards import MANIFEST, SIDE_VIEWS, ShardStore
 from galray.errors import GalrayError
 from galray.provenance import library_versions, now, write_atomic
 
@@ -68,21 +68,21 @@ def publish(store: Place, work: Place, name: str, views: Mapping[str, Any], abou
     (target / MANIFEST).unlink(missing_ok=True)
     for old in target.glob("shard-*.parquet"):
         old.unlink()
-    for name in ("no_rv", "sky", "selection"):
+    for name in (*SIDE_VIEWS, "sky", "selection"):
         shutil.rmtree(target / name, ignore_errors=True)
     (target / LOST).unlink(missing_ok=True)
     write_lost(sorted(work.folder.glob("piece-*.lost.parquet")), target / LOST)
     _place(out / "6d", target)
     if about["selection"] is not None:
         (out / "selection").replace(target / "selection")
-    no_rv = views.get("no_rv")
-    if no_rv is not None:
-        _place(out / "no_rv", target / "no_rv")
+    present = {name: name in views for name in SIDE_VIEWS}
+    for name in (name for name in SIDE_VIEWS if present[name]):
+        _place(out / name, target / name)
         # In its own account the 6D stars are a fate like any other, so that it too adds up.
-        account = {**about["account"], "kept_6d": about["account"]["kept"], "kept": no_rv["num_rows"]}
-        account.pop("kept_no_rv")
-        write_atomic(target / "no_rv" / MANIFEST, {**about, **no_rv, "account": account})
-    write_atomic(target / MANIFEST, {**about, **views["6d"], "no_rv": no_rv is not None})
+        account = {**about["account"], "kept_6d": about["account"]["kept"], "kept": views[name]["num_rows"]}
+        account.pop(f"kept_{name}")
+        write_atomic(target / name / MANIFEST, {**about, **views[name], "account": account})
+    write_atomic(target / MANIFEST, {**about, **views["6d"], **present})
     shutil.rmtree(work.folder, ignore_errors=True)
     here = {LEASE, *(str(path.relative_to(target)) for path in target.rglob("*"))}
     store.push(last=[MANIFEST])
@@ -129,11 +129,13 @@ def finished_store(place: Place, key: str, units: list[InputUnit], allow_bad: in
             return None
     sizes = place.sizes()
     views = {"": manifest}
-    if manifest.get("no_rv"):
+    for name in SIDE_VIEWS:
         try:
-            views["no_rv/"] = store.no_rv.manifest  # type: ignore[union-attr]
+            side = store.side(name)
         except GalrayError:
             return None
+        if side is not None:
+            views[f"{name}/"] = side.manifest
     wanted = {
         f"selection/{name}": sizes.get(f"selection/{name}", -1) for name in manifest.get("selection") or ()
     }

@@ -61,7 +61,7 @@ class _Tiles(_Form):
 class _Manifest(_Form):
     """Keys that are read from a manifest, with their types; others are kept as they are."""
 
-    kind: Literal["6d", "no_rv"]
+    kind: Literal["6d", "no_rv", "margin"]
     source: Literal["gaia", "states"]
     num_rows: Count
     shards: list[_File]

@@ -39,6 +39,8 @@ SHARD = "__shard"
 
 _HASH = "__hash"
 
+Views = tuple[pl.DataFrame, pl.DataFrame | None, pl.DataFrame | None]
+
 # Float32 keeps 7 digits: enough for errors and states, not for what states are computed from.
 _DOUBLE = {*OBSERVABLES, "parallax_zero_point", "distance", "distance_low", "distance_high"}
 _OTHER: dict[str, Any] = {"source_id": pl.Int64, RV_SOURCE: pl.String}
@@ -143,7 +145,7 @@ class Selection:
                 if column not in have:
                     check_cut(cut, dict.fromkeys(have, pl.Float64()), self.source.path)
 
-    def apply(self, batch: pl.DataFrame, first_row: int) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    def apply(self, batch: pl.DataFrame, first_row: int) -> Views:
         """Select a batch; fates of removed and kept rows are added to ``account``.
 
         Arguments:
@@ -151,8 +153,8 @@ class Selection:
             first_row: Number of the batch's first row in its file.
 
         Returns:
-            The 6D stars, and the stars without radial velocity where those are kept; both with a column
-            `SHARD`.
+            The 6D stars, the stars without radial velocity and those in the ball's margin where they are
+            kept; each with a column `SHARD`.
         """
         self.account["rows_in"] += batch.height
         if self.has_id:
@@ -171,9 +173,9 @@ class Selection:
         rules = []
         if self.settings.sample < 1:
             rules.append(Rule("cut:not_sampled", pl.col(_HASH) >= self.settings.sample))
-        return self._gaia(batch, rules) if self.kind == "gaia" else (self._states(batch, rules), None)
+        return self._gaia(batch, rules) if self.kind == "gaia" else (self._states(batch, rules), None, None)
 
-    def _gaia(self, batch: pl.DataFrame, rules: list[Rule]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    def _gaia(self, batch: pl.DataFrame, rules: list[Rule]) -> Views:
         settings = self.settings
         if "radial_velocity" not in batch.columns:
             batch = batch.with_columns(pl.lit(None, dtype=pl.Float64).alias("radial_velocity"))
@@ -193,12 +195,17 @@ class Selection:
         batch = add_derived(batch, names, self.measures.zero_point, self.measures.distance)
         for cut in self.cuts:
             check_cut(cut, {**batch.schema, **dict.fromkeys(STATE, pl.Float64())}, self.source.path)
-        if settings.require_rv:
-            return self._finish(self._cut(batch, rv=True), "kept"), None
-        has_rv = pl.col("radial_velocity").is_not_null()
-        stars = self._finish(self._cut(batch.filter(has_rv), rv=True), "kept")
-        others = self._finish(self._cut(batch.filter(~has_rv), rv=False), "kept_no_rv")
-        return stars, others
+        others = None
+        if not settings.require_rv:
+            has_rv = pl.col("radial_velocity").is_not_null()
+            others = self._finish(self._cut(batch.filter(~has_rv), rv=False), "kept_no_rv")
+            batch = batch.filter(has_rv)
+        stars, margin = self._cut(batch, rv=True), None
+        if settings.ball is not None and settings.ball.margin_kpc:
+            outside = self._distance_squared() >= self._reach_squared(0.0)
+            margin = self._finish(stars.filter(outside), "kept_margin")
+            stars = stars.filter(~outside)
+        return self._finish(stars, "kept"), others, margin
 
     def _count_velocities(self, batch: pl.DataFrame, flags: Sequence[pl.Series]) -> None:
         """Tally the stars that are sound and meet the quality cuts, with and without radial velocity.
@@ -280,21 +287,29 @@ class Selection:
             frame = self.settings.frame.build()
             measures = self.measures
             batch = add_states(batch, frame, measures.zero_point, measures.distance)
-        return apply_rules(batch, [*self._state_rules(rv), *late, *self._ball_rule()], self.account)
+        margin = self.settings.ball.margin_kpc if self.settings.ball and rv and self.kind == "gaia" else 0.0
+        return apply_rules(batch, [*self._state_rules(rv), *late, *self._ball_rule(margin)], self.account)
 
     @staticmethod
     def _state_rules(rv: bool) -> list[Rule]:
         finite = pl.all_horizontal(pl.col(*(STATE if rv else STATE[:3])).is_finite())
         return [Rule("rejected:not_finite", ~finite)]
 
-    def _ball_rule(self) -> list[Rule]:
-        ball = self.settings.ball
-        if ball is None:
+    def _ball_rule(self, margin: float) -> list[Rule]:
+        if self.settings.ball is None:
             return []
-        region = BallRegion(self.settings.ball_center(), ball.radius_kpc)
-        offsets = [pl.col(n) - c for n, c in zip("xyz", region.center, strict=True)]
-        square = sum((offset**2 for offset in offsets), start=pl.lit(0.0))
-        return [Rule("cut:ball", square >= region.inner_radius**2)]
+        return [Rule("cut:ball", self._distance_squared() >= self._reach_squared(margin))]
+
+    def _distance_squared(self) -> pl.Expr:
+        """From the ball's centre."""
+        offsets = [pl.col(n) - c for n, c in zip("xyz", self.settings.ball_center(), strict=True)]
+        return sum((offset**2 for offset in offsets), start=pl.lit(0.0))
+
+    def _reach_squared(self, margin: float) -> float:
+        assert self.settings.ball is not None
+        return (
+            BallRegion(self.settings.ball_center(), self.settings.ball.radius_kpc + margin).inner_radius ** 2
+        )
 
     def _states(self, batch: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:
         """A ready 6D table: units, handedness and origin, then the cuts."""
@@ -321,7 +336,7 @@ class Selection:
         outputs = [
             n
             for n in self.outputs
-            if fate == "kept" or n not in (*STATE[3:], *OBSERVABLES[5:], ERRORS[5], RV_SOURCE)
+            if fate != "kept_no_rv" or n not in (*STATE[3:], *OBSERVABLES[5:], ERRORS[5], RV_SOURCE)
         ]
         expressions = []
         for name in outputs:

@@ -6,7 +6,14 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from galray.catalog.columns import STATE, columns, releases
 from galray.catalog.distances import EdsdSettings, JoinedDistanceSettings
@@ -79,6 +86,20 @@ class BallSettings(Settings):
         default=None,
         description="Centre of the ball; the Sun where not given.",
     )
+    margin_kpc: float = Field(
+        default=0.0,
+        ge=0,
+        description="Keep Gaia's stars up to this far outside the ball too, apart, for members that redraw "
+        "errors or move all stars: without them such members lose stars at the border and gain none.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before_margins(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a margin the settings are those of stores that knew none, and so is their hash."""
+        values: dict[str, Any] = plain(self)
+        if not self.margin_kpc:
+            values.pop("margin_kpc", None)
+        return values
 
 
 class SnapshotSettings(Settings):

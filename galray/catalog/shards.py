@@ -26,10 +26,16 @@ from galray.frame import GalacticFrame
 from galray.provenance import content_hash, file_hash, write_atomic
 from galray.seeds import seed_sequence
 
-__all__ = ["MANIFEST", "BallRegion", "Draw", "ShardStore", "store_hash"]
+__all__ = ["MANIFEST", "SIDE_VIEWS", "BallRegion", "Draw", "ShardStore", "store_hash"]
 
 MANIFEST = "manifest.json"
 """Written last: a folder without it is not a finished store."""
+
+SIDE_VIEWS = {
+    "no_rv": "stars without radial velocity",
+    "margin": "stars in the margin of the ball",
+}
+"""Stores inside a store, of stars that are kept apart."""
 
 # Columns beside observables and errors that a redraw uses where the shards have them.
 _DRAW_COLUMNS = (
@@ -63,7 +69,8 @@ class Draw:
 
     Arguments:
         states: (m, 6) in kpc and km/s, float64.
-        index: (m,) for each state the number of its star among the rows drawn from.
+        index: (m,) for each state the number of its star among the rows drawn from: those of the store, then
+            those of its margin.
         account: ``rows``, ``kept``, and the draws kept out: ``parallax_not_positive``, ``outside_ball``.
     """
 
@@ -184,7 +191,16 @@ class ShardStore:
     @property
     def no_rv(self) -> ShardStore | None:
         """The stars without radial velocity, where those were kept (``require_rv = false``)."""
-        return ShardStore.at(self._place.below("no_rv")) if self.manifest.get("no_rv") else None
+        return self.side("no_rv")
+
+    @property
+    def margin(self) -> ShardStore | None:
+        """The stars just outside the ball, where those were kept (``ball.margin_kpc``)."""
+        return self.side("margin")
+
+    def side(self, name: str) -> ShardStore | None:
+        """The store of this one's stars that are kept apart, one of `SIDE_VIEWS`; None where it has none."""
+        return ShardStore.at(self._place.below(name)) if self.manifest.get(name) else None
 
     @property
     def rv_selection(self) -> RVSelection | None:
@@ -290,14 +306,15 @@ class ShardStore:
         """States of one redraw of the observables, (m, 6) float64 with m ≤ n; see `draw`."""
         return self.draw(seed, shards).states
 
-    def draw(self, seed: int, shards: Iterable[int] | None = None) -> Draw:
-        """Redraw the stars of several shards, or all; see `draw_errors`.
+    def draw(self, seed: int, shards: Iterable[int] | None = None, *, cut: bool = True) -> Draw:
+        """Redraw the stars of several shards, or all, and those of the margin; see `draw_errors`.
 
         Each shard has its own random stream, so that drawing some shards gives the same stars as drawing all.
 
         Arguments:
             seed: Root of the random streams.
             shards: Numbers of the shards; all where not given.
+            cut: Keep out the draws that lie outside the ball.
 
         Raises:
             GalrayError: As `draw_errors`.
@@ -305,15 +322,18 @@ class ShardStore:
         states, index = [np.empty((0, 6))], [np.empty(0, dtype=np.int64)]
         account = {"rows": 0, "kept": 0, "parallax_not_positive": 0, "outside_ball": 0}
         self._require_observables()
-        for number in self._numbers(shards):
-            one = self.draw_errors(number, seed)
-            states.append(one.states)
-            index.append(account["rows"] + one.index)
-            for name, count in one.account.items():
-                account[name] += count
+        numbers = self._numbers(shards)
+        margin = self.margin
+        for store in (self,) if margin is None else (self, margin):
+            for number in numbers:
+                one = store.draw_errors(number, seed, cut=cut)
+                states.append(one.states)
+                index.append(account["rows"] + one.index)
+                for name, count in one.account.items():
+                    account[name] += count
         return Draw(np.concatenate(states), np.concatenate(index), account)
 
-    def draw_errors(self, shard: int, seed: int) -> Draw:
+    def draw_errors(self, shard: int, seed: int, *, cut: bool = True) -> Draw:
         """Redraw every star of a shard from its errors with all correlations, and transform to 6D.
 
         Observables are drawn round the measured ones. Where the distance is not the inverse of the parallax
@@ -324,6 +344,7 @@ class ShardStore:
         Arguments:
             shard: Its number.
             seed: Root of the random streams.
+            cut: Keep out the draws that lie outside the ball.
 
         Raises:
             GalrayError: The store holds no observables or no errors, or there is no such shard.
@@ -349,7 +370,8 @@ class ShardStore:
         per_star = "parallax_zero_point" in extra
         constant = 0.0 if per_star else float(self.manifest["parallax_zero_point"])
         zero_point = table["parallax_zero_point"].to_numpy() if per_star else np.full(len(values), constant)
-        generator = np.random.default_rng(seed_sequence(seed, "draw", number))
+        stream = "draw" if self.manifest["kind"] == "6d" else f"draw {self.manifest['kind']}"
+        generator = np.random.default_rng(seed_sequence(seed, stream, number))
         parallax = None
         if distance != "inverse_parallax":
             near = values[:, 2] - zero_point
@@ -357,7 +379,7 @@ class ShardStore:
         drawn = draw_observables(values[:, :6], values[:, 6:12], values[:, 12:], generator, parallax)
         possible = drawn[:, 2] > zero_point
         w = galactocentric(drawn[possible], self.frame, zero_point[possible])
-        inside = self._inside(w)
+        inside = self._inside(w) if cut else np.isfinite(w).all(-1)
         account = {
             "rows": len(drawn),
             "kept": int(inside.sum()),
@@ -414,7 +436,7 @@ class ShardStore:
         return numbers
 
     def _require_6d(self) -> None:
-        if self.manifest["kind"] != "6d":
+        if self.manifest["kind"] == "no_rv":
             raise GalrayError(
                 f"{self.location}: its stars have no radial velocity and so no 6D state",
                 "use the store beside it, or read positions with table(['x', 'y', 'z'])",

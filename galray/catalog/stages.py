@@ -211,7 +211,7 @@ class Stages:
         ordered = [entries[number] for number in range(count)]
         duplicates = sum(entry["duplicates"] for entry in ordered)
         if duplicates:
-            self.account["kept" if view == "6d" else "kept_no_rv"] -= duplicates
+            self.account["kept" if view == "6d" else f"kept_{view}"] -= duplicates
             self.account["cut:duplicate_source_id"] += duplicates
         ranges, counts = per_shard(ordered)
         ranges.write_parquet(folder / "shard_ranges.parquet")

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from galray.catalog.selection import splitmix64
-from galray.catalog.shards import MANIFEST, ShardStore, store_hash
+from galray.catalog.shards import MANIFEST, SIDE_VIEWS, ShardStore, store_hash
 from galray.errors import GalrayError
 from galray.provenance import file_hash
 
@@ -76,20 +76,20 @@ def verify(store: ShardStore | Path | str, *, checksums: bool = True) -> Verific
             notes.append(f"{path}: not in the manifest")
     for path in sorted(store.path.glob(".ingest-*")):
         notes.append(f"{path}: left by an interrupted ingest")
-    others = None
-    if store.manifest.get("no_rv"):
-        if (store.path / "no_rv" / MANIFEST).is_file():
-            others = verify(store.path / "no_rv", checksums=checksums)
+    others = []
+    for name in (name for name in SIDE_VIEWS if store.manifest.get(name)):
+        if (store.path / name / MANIFEST).is_file():
+            others.append(verify(store.path / name, checksums=checksums))
         else:
-            problems.append(f"{store.path / 'no_rv'}: the stars without radial velocity are gone")
+            problems.append(f"{store.path / name}: the {SIDE_VIEWS[name]} are gone")
     return Verification(
         path=store.location,
-        shards=len(store.shards) + (others.shards if others else 0),
-        tiles=len(tiles) + (others.tiles if others else 0),
-        rows=store.num_rows + (others.rows if others else 0),
-        bytes=sum(entry["bytes"] for entry in store.manifest["shards"]) + (others.bytes if others else 0),
-        problems=(*problems, *(others.problems if others else ())),
-        notes=(*notes, *(others.notes if others else ())),
+        shards=len(store.shards) + sum(other.shards for other in others),
+        tiles=len(tiles) + sum(other.tiles for other in others),
+        rows=store.num_rows + sum(other.rows for other in others),
+        bytes=sum(entry["bytes"] for entry in store.manifest["shards"]) + sum(o.bytes for o in others),
+        problems=(*problems, *(text for other in others for text in other.problems)),
+        notes=(*notes, *(text for other in others for text in other.notes)),
     )
 
 

@@ -22,6 +22,7 @@ from galray.catalog.pieces import PieceIndex, PieceWriter
 from galray.catalog.readers import open_unit
 from galray.catalog.selection import Selection
 from galray.catalog.settings import CatalogSettings
+from galray.catalog.shards import SIDE_VIEWS
 from galray.catalog.statistics import Histograms
 from galray.catalog.tile_catalog import write_hats_metadata
 from galray.catalog.tiles import Tile, block_ranges, healpix_29, pixel_counts, write_tiles
@@ -30,7 +31,7 @@ from galray.provenance import content_hash, write_atomic
 
 __all__ = ["VIEWS", "Worker", "peak_mb", "piece_name"]
 
-VIEWS = ("6d", "no_rv")
+VIEWS = ("6d", *SIDE_VIEWS)
 """Kinds of stars: with all six coordinates, and those without radial velocity."""
 
 ATTEMPTS = 4
@@ -145,7 +146,7 @@ class Worker:
                             pixels[view].append(pixel_counts(sky, self.settings.tiles.max_level))
                         pieces[view].add(stars)
                 row += batch.height
-            if pieces["no_rv"].has_rows and none is not None:
+            if none is not None and any(piece.has_rows for piece in pieces.values()):
                 # Should no file have 6D stars, the store's 6D view is empty, with its columns all the same.
                 pieces["6d"].add_schema(none)
             kept = {view: piece.close() for view, piece in pieces.items()}

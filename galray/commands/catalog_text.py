@@ -23,7 +23,12 @@ _KINDS = {
     "no_rv": "stars without radial velocity",
     None: "unknown",
 }
-_FATES = {"rows_in": "rows read", "kept": "kept", "kept_no_rv": "kept without radial velocity"}
+_FATES = {
+    "rows_in": "rows read",
+    "kept": "kept",
+    "kept_no_rv": "kept without radial velocity",
+    "kept_margin": "kept in the margin of the ball",
+}
 
 
 def fetched(found: Mapping[str, Any], folder: object) -> str:
@@ -134,7 +139,7 @@ def _fate_table(account: Mapping[str, int]) -> Table:
     table.add_column("rows", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     total = max(int(account.get("rows_in", 0)), 1)
-    last = [key for key in ("kept_no_rv", "kept") if key in account]
+    last = [key for key in ("kept_margin", "kept_no_rv", "kept") if key in account]
     first = [key for key in account if key not in ("rows_in", *last)]
     for key in ("rows_in", *first, *last):
         rows = int(account.get(key, 0))

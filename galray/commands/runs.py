@@ -80,8 +80,10 @@ def show(
             mark = "best" if member.loss == min(losses) else "worst" if member.loss == max(losses) else ""
         loss = f"{member.loss:.5f}" if math.isfinite(member.loss) else ""
         error = member.error.strip().splitlines()[-1] if member.error.strip() else ""
-        rows.append([member.name, member.status, loss, mark, _took(member.seconds), error])
-    _table(["member", "status", "held-out loss", "", "took", "error"], rows)
+        density = member.metrics.get("final.rho_dm_average", math.nan)
+        dark = f"{density:.5f}" if math.isfinite(density) else ""
+        rows.append([member.name, member.status, loss, mark, dark, _took(member.seconds), error])
+    _table(["member", "status", "held-out loss", "", "ρ_DM, Msun/pc³", "took", "error"], rows)
 
 
 @app.command()

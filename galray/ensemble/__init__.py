@@ -13,7 +13,7 @@ from galray.ensemble.search import Trial, read_trials, run_search
 from galray.ensemble.search_space import SearchRange, TuneSettings
 from galray.ensemble.settings import BudgetSettings, EnsembleSettings, FamilyDesign, SystematicsSettings
 from galray.ensemble.store import MemberOutcome, MemberStore, report_progress
-from galray.ensemble.variance import jackknife_covariance, student_factor
+from galray.ensemble.variance import jackknife_covariance, student_factor, welch_satterthwaite
 
 if TYPE_CHECKING:
     from galray.ensemble.fields import FieldEnsemble
@@ -47,6 +47,7 @@ __all__ = [
     "run_search",
     "split_indices",
     "student_factor",
+    "welch_satterthwaite",
 ]
 
 

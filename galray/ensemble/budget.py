@@ -158,6 +158,8 @@ def combine_family(
     if shift is not None:
         spread, dof = pool.variance(centred, max(num_draws - 1, 1))
         spread = np.maximum(spread - noise("draw"), 0.05 * spread)
+        if count and num_draws > 1 and settings.measurement_within_statistics:
+            spread = np.minimum(spread, stat)  # two or three draws may claim more than the whole of it
         measured = pool.covariance(centred, spread)
         if settings.correct_measurement_bias:
             value = value - shift

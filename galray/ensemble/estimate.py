@@ -130,10 +130,12 @@ class Estimate:
         """Give the estimate with its values shifted by known amounts `(Q,)`."""
         return replace(self, value=self.value + shift)
 
-    def inflated(self, factors: Array) -> Estimate:
-        """Multiply the errors of each quantity by a factor `(Q,)`, every term alike."""
+    def inflated(self, factors: Array, outside: Sequence[str] = ()) -> Estimate:
+        """Multiply the errors of each quantity by a factor `(Q,)`, every term alike but those `outside`."""
         terms = {
-            name: replace(term, covariance=term.covariance * np.outer(factors, factors))
+            name: term
+            if name in outside
+            else replace(term, covariance=term.covariance * np.outer(factors, factors))
             for name, term in self.terms.items()
         }
         return replace(self, terms=terms)

@@ -42,11 +42,18 @@ class FamilyDesign(Settings):
         description="What a bootstrap draws: single stars, or smooth patches of sky with all their stars "
         "(score networks only; the moments have a jackknife over patches).",
     )
-    draws: int = Field(default=0, ge=0, description="Redraws of the measurement errors.")
+    draws: int = Field(
+        default=0,
+        ge=0,
+        description="Redraws of the measurement errors. Set catalog.ball.margin_kpc to about three errors of "
+        "distance at the border of the ball: without it stars leave the ball and none comes in, which shifts "
+        "the result as no error does.",
+    )
     systematics: int = Field(
         default=0,
         ge=0,
-        description="Draws of the parallax zero point and the Sun's motion, common to all stars.",
+        description="Draws of the parallax zero point and the Sun's motion, common to all stars; as redraws, "
+        "they need catalog.ball.margin_kpc.",
     )
     hyperparameters: int = Field(
         default=0, ge=0, description="Draws from ensemble.hyperparameters, as far as they are the family's."

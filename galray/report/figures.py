@@ -313,7 +313,8 @@ def fate_steps(catalog: dict[str, Any]) -> list[tuple[str, str, int]]:
             continue
         kind, _, rest = str(key).partition(":")
         if kind.startswith("kept_"):
-            words = {"kept_no_rv": "kept without radial velocity"}.get(kind, humanise(kind))
+            apart = {"kept_no_rv": "kept without radial velocity", "kept_margin": "kept for redraws"}
+            words = apart.get(kind, humanise(kind))
             steps.append(("apart", words, int(rows)))
             continue
         if kind == "cut":

@@ -39,6 +39,9 @@ def record_results(
             "galray.blind": str(summary["run"].get("blind", False)).lower(),
         }
     )
+    for member in summary["members"]:
+        if (value := member.get(top["name"])) is not None:
+            tracker.member_metrics(member["id"], {top["name"]: value})
     for name in ("config.toml", "provenance.json", "results", "figures", "report.html"):
         if (folder / name).exists():
             tracker.artifact(folder / name)

@@ -156,6 +156,15 @@ class Tracker:
             seconds=outcome.seconds,
         )
 
+    def member_metrics(self, identity: str, values: Mapping[str, Any]) -> None:
+        """Add numbers to a member that ended and was recorded, such as its ρ_DM once baryons are known.
+
+        Arguments:
+            identity: The member's id.
+            values: Nested numbers; they stand beside the member's others, as ``final.NAME``.
+        """
+        self._say("member_metrics", id=identity, metrics=numbers(values))
+
     def child(
         self,
         *,

@@ -243,6 +243,11 @@ class Recorder:
             self._client.set_terminated(run_id, status, end_time=end)
         self.state.ended[identity] = status
 
+    def _member_metrics(self, entry: dict[str, Any]) -> None:
+        if run_id := self.state.members.get(entry["id"]):
+            rows = [(f"final.{key}", value, entry["time"], 0) for key, value in entry["metrics"].items()]
+            self._write(run_id, metrics=rows)
+
     def _close(self, entry: dict[str, Any]) -> None:
         self.end(entry["status"], entry["time"])
 

@@ -21,6 +21,7 @@ from galray.catalog import (
 )
 from galray.catalog.readers import open_unit
 from galray.catalog.storage import StorageSettings
+from galray.config import load_config
 from galray.errors import GalrayError
 from tests.catalog_stars import stars
 from tests.test_catalog_hats import write_hats
@@ -151,5 +152,6 @@ def test_inspect_command_on_a_truncated_object(bucket, tmp_path, monkeypatch, ca
 def test_secrets_in_the_configuration_are_refused(given):
     with pytest.raises(ValidationError, match=r"looks like a credential.*environment"):
         CatalogSettings(storage=given)
-    with pytest.raises(ValidationError, match="without user and password"):
-        CatalogSettings(storage={"endpoint": "http://me:hidden@host"})
+    with pytest.raises(GalrayError, match="holds a user or password") as caught:
+        load_config("quickstart", ["catalog.storage.endpoint=http://me:hidden@host"])
+    assert "hidden" not in caught.value.what

@@ -172,7 +172,7 @@ asha = false
 [tune.space]
 "{key}" = {{ low = 1e-4, high = 1e-2, log = true }}
 """
-    config = write_config(tmp_path, extra=extra)
+    config = write_config(tmp_path, num_stars=8000, extra=extra)
     config.write_text(config.read_text().replace("epochs = 2", "epochs = 400"))
     folder, log = tmp_path / "tiny" / "tune", tmp_path / "log.txt"
 

@@ -30,7 +30,10 @@ SCRATCH = "GALRAY_SCRATCH"
 """The environment variable that names a node's folder for copies."""
 
 ATTEMPTS = 6
-"""How often a transfer is tried, over half a minute."""
+"""How often a transfer is tried, over half a minute, beside what the store's own client tries."""
+
+FIRST_ATTEMPTS = 2
+"""How often where this process has had no answer yet: an address that is wrong is told sooner."""
 
 PAUSE_SECONDS = 0.5
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
@@ -38,6 +41,9 @@ _PARTS = 32
 """Files that are moved at a time."""
 
 Answer = TypeVar("Answer")
+
+_answered: set[tuple[str | None, str]] = set()
+"""Endpoints and buckets that have answered this process."""
 
 _known: dict[Path, tuple[int, int]] = {}
 """Bytes and time of change of the copies that this process has moved: what is so still need not be sent."""
@@ -353,9 +359,13 @@ class Mirror(Place):
     def _patiently(self, work: Callable[[], Answer], what: str, name: str = "") -> Answer:
         """Do it again while the store or the network fail; then say where."""
         url = join_url(self.url, name) if name else self.url
-        for attempt in range(1, ATTEMPTS + 1):
+        service = (self.storage.endpoint if self.storage else None, self.url.split("/")[2])
+        attempts = ATTEMPTS if service in _answered else min(FIRST_ATTEMPTS, ATTEMPTS)
+        for attempt in range(1, attempts + 1):
             try:
-                return work()
+                answer = work()
+                _answered.add(service)
+                return answer
             except GalrayError:
                 raise
             except FileNotFoundError as error:
@@ -363,7 +373,7 @@ class Mirror(Place):
             except Exception as error:
                 denied = access_denied(error)
                 hopeless = isinstance(error, OSError) and error.errno in _HOPELESS
-                if attempt == ATTEMPTS or denied or hopeless:
+                if attempt == attempts or denied or hopeless:
                     text = (str(error).splitlines() or [type(error).__name__])[0]
                     remedy = (
                         "set the credentials in the environment, or give the machine a role"

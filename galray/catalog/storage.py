@@ -89,7 +89,12 @@ class StorageSettings(Settings):
     @classmethod
     def _plain_endpoint(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"https?://[^@\s]+", value):
-            raise ValueError(f"'{value}' is not an http(s):// address without user and password")
+            if "@" in value:  # not to be repeated on terminals and in logs
+                raise ValueError(
+                    "it holds a user or password, which a configuration must not: set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY in the environment"
+                )
+            raise ValueError(f"'{value}' is not an http(s):// address")
         return value
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -161,13 +160,15 @@ def _short(value: object) -> str:
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+def report(run_dir: Annotated[str, typer.Argument(help="A run directory, or its URL.")]) -> None:
     """Build a run's report again from its results."""
+    from galray.catalog.mirror import open_place
     from galray.report import build
     from galray.rundir import load_run
 
-    load_run(run_dir)
-    typer.echo(str(build(run_dir)))
+    page = build(load_run(run_dir).folder)
+    open_place(run_dir).push("report.html", "figures/**/*")
+    typer.echo(str(page))
 
 
 @app.command()

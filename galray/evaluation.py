@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from galray import gravity
 from galray.blinding import hidden_offset, is_blind
+from galray.catalog.storage import is_url
 from galray.ensemble import BudgetSettings, Estimate, Term, combine_family, combine_methods
 from galray.ensemble.fields import member_fields
 from galray.errors import GalrayError
@@ -226,12 +227,14 @@ def evaluate(source: FieldSource | RunSource, positions: Positions, *, outside: 
 
 
 def open_source(path: str | Path, method: str = "combined") -> FieldSource | RunSource:
-    """A run directory or a field's folder, by what lies in it.
+    """A run directory, also at a URL, or a field's folder, by what lies in it.
 
     Raises:
         GalrayError: It is neither.
     """
-    folder = Path(path).expanduser()
+    from galray.rundir import load_run
+
+    folder = load_run(path).folder if is_url(path) else Path(path).expanduser()
     if (folder / "config.toml").is_file():
         return RunSource(folder, method)
     if (folder / "field.json").is_file():

@@ -30,7 +30,7 @@ class StoreConfig(Settings):
 
 
 def measure_store(
-    store_path: Path,
+    store_path: Path | str,
     *,
     others: Sequence[Path] = (),
     overrides: list[str] | None = None,
@@ -41,7 +41,7 @@ def measure_store(
     A store of more than a million stars, or one with a cluster named in the overrides, is summed on Ray.
 
     Arguments:
-        store_path: A shard store.
+        store_path: A shard store, or its URL.
         others: Stores of other tracer populations in the same potential.
         overrides: ``gravity.…=value``, ``places.…=value``, ``cluster.…=value``, as for a configuration.
         field: Where to write the field.

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from astropy.table import Table
 
 import galray
 from galray.catalog.lease import LEASE
 from galray.catalog.mirror import SCRATCH, Mirror
+from galray.cli import app
 from galray.config import load_config, overrides_of
 from galray.ensemble import EnsembleSettings, MemberSpec, MemberStore, run_members
 from galray.ensemble import store as member_files
@@ -60,6 +62,21 @@ def test_a_run_at_a_url_goes_on_elsewhere_and_is_read_from_a_third(tmp_path, buc
     names = set(Mirror(f"{url}/runs/tiny", storage).sizes())
     assert LEASE not in names
     assert not [name for name in names if ".tmp" in name or ".ingest" in name]
+
+    # So do the commands, by the URL alone.
+    if storage.endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", storage.endpoint)
+    table, place = tmp_path / "out.ecsv", Mirror(f"{url}/runs/tiny", storage)
+    (tmp_path / "at.csv").write_text("x,y,z\n-8.1,0.0,1.0\n")
+    place.remove("report.html")
+    for words in (
+        ("catalog", "verify", f"{url}/runs/tiny/shards"),
+        ("gravity", "evaluate", f"{url}/runs/tiny", "--at", tmp_path / "at.csv", "--out", table),
+        ("report", f"{url}/runs/tiny"),
+    ):
+        app(args=[str(word) for word in words], prog_name="galray", standalone_mode=False)
+    assert len(Table.read(table)) == 1
+    assert place.read("report.html") is not None
 
     # The directory belongs to its configuration.
     with pytest.raises(GalrayError, match=f"{url}/runs/tiny: belongs to another configuration"):

@@ -14,7 +14,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Star files and shard stores.", no_args_is_help=True)
 
-StoreArgument = Annotated[Path, typer.Argument(help="A shard store: the folder with manifest.json.")]
+StoreArgument = Annotated[str, typer.Argument(help="A shard store: the folder or URL with manifest.json.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

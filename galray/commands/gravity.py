@@ -50,16 +50,17 @@ def measure(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Measure a(x) and ρ(x) by one inversion; moments need no training."""
+    from galray.catalog.mirror import open_place
     from galray.config import load_config
     from galray.store_gravity import measure_store
 
-    if (Path(source) / "manifest.json").is_file():
+    if open_place(source).read("manifest.json") is not None:
         if method != "moments":
             raise GalrayError(
                 f"--method {method}: a shard store alone holds no model",
                 "use --method moments, or a configuration",
             )
-        found = measure_store(Path(source), others=also or (), overrides=set_, field=field)
+        found = measure_store(source, others=also or (), overrides=set_, field=field)
         print_table(found)
         for line in found["notes"]:
             typer.echo(line)
@@ -80,7 +81,7 @@ def measure(
 
 @app.command()
 def evaluate(
-    source: Annotated[Path, typer.Argument(help="A run directory, or a folder that holds a field.")],
+    source: Annotated[str, typer.Argument(help="A run directory or its URL, or a folder with a field.")],
     at: Annotated[
         Path,
         typer.Option(

@@ -230,6 +230,7 @@ def _trial(config: dict[str, Any], shared: Mapping[str, Any]) -> None:
         tune.report({_METRIC: best, "epoch": row["epoch"] + 1})
 
     with _alone(folder):
+        place.clear()
         folder.mkdir(exist_ok=True)
         place.pull()
         write_atomic(folder / "choices.json", choices)

@@ -91,9 +91,11 @@ def test_submitted_run_gives_what_the_local_one_gives(
     # The same again finds everything done; a configuration that cannot run ends with its code.
     again = nodes.submit(config, *where, "--working-tree")
     assert again.returncode == 0, again.stderr
-    (sent,) = {path.parents[1] for path in Path(nodes.session).rglob("working_dir_files/*/galray/cli.py")}
-    assert {"run.toml", "pyproject.toml", "galray"} <= {path.name for path in sent.iterdir()}
-    assert not (sent / ".git").exists()
+    sent = [path.parents[1] for path in Path(nodes.session).rglob("working_dir_files/*/galray/cli.py")]
+    assert sent
+    for folder in sent:
+        assert {"run.toml", "pyproject.toml", "galray"} <= {path.name for path in folder.iterdir()}
+        assert not (folder / ".git").exists()
     assert again.stdout.startswith(f"{job}-2")
     assert "unchanged, skipped" in again.stdout
     broken = nodes.submit(config, *where, "--set", "name=broken", "--stage", "tune")

@@ -10,7 +10,7 @@ from typing import Any
 
 from galray.provenance import content_hash, write_atomic
 
-__all__ = ["PARTS", "cpu_seconds", "part"]
+__all__ = ["PARTS", "cpu_seconds", "part", "recipe"]
 
 PARTS = Path("runs") / "benchmarks" / "gravity"
 
@@ -19,6 +19,14 @@ def cpu_seconds() -> float:
     """CPU time of this process so far, user and system."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def recipe(settings: Any) -> dict[str, Any]:
+    """What settings say as JSON values, without those of noise where it is ignored: they decide nothing."""
+    found: dict[str, Any] = settings.model_dump(mode="json")
+    if found.get("noise", {}).get("treatment") == "ignore":
+        del found["noise"]
+    return found
 
 
 def part(task: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> tuple[dict[str, Any], Path]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import Bench
-from benchmarks._gravity_parts import part
+from benchmarks._gravity_parts import part, recipe
 from galray.gravity import PotentialSettings, fit_potential
 from galray.mocks import PlummerSphere
 from galray.phasespace import Ball, ScoreSettings, build_model, load_model, objective, save_model
@@ -84,7 +84,7 @@ def member(count: int, realisation: int, number: int, half: str, epochs: int) ->
         "realisation": realisation,
         "member": number,
         "half": half,
-        "score": SCORE.model_dump(mode="json"),
+        "score": recipe(SCORE),
         "training": {"epochs": epochs, "batch_size": training.batch_size, "rate": training.learning_rate},
     }
 
@@ -125,8 +125,8 @@ def invert(
     """
     partner = update.pop("partner", None)
     settings = POTENTIAL.model_copy(update=update)
-    recipe = [SCORE.model_dump(mode="json"), TRAINING.model_dump(mode="json")]
-    task = {"what": label, "potential": settings.model_dump(mode="json"), "stars": len(w), "recipe": recipe}
+    models = [recipe(SCORE), recipe(TRAINING)]
+    task = {"what": label, "potential": settings.model_dump(mode="json"), "stars": len(w), "recipe": models}
 
     def work(folder: Path) -> dict[str, Any]:
         field = fit_potential(scores, w, settings, seed=0, ball=BALL, partner=partner)

@@ -1,6 +1,6 @@
 """The mock Milky Way, 10⁶ stars in a ball of 4 kpc: gravity and dark matter by all three inversions.
 
-Networks of four seeds are trained on all stars; their mean score gives the value. Its error has two parts,
+Networks of three seeds are trained on all stars; their mean score gives the value. Its error has two parts,
 both from four networks more, each trained on a quarter of the stars by the same recipe and inverted with
 them: the scatter of the four, which holds the noise of the sample and of the networks, and how far their mean
 is from the value, which is what networks smooth away where stars are few. The moments' error is their
@@ -51,7 +51,7 @@ from galray.units import MSUN_PC3
 __all__ = ["measure"]
 
 QUARTERS = 4
-MEMBERS = 4
+MEMBERS = 3
 DRAWS = (1, 3, 4, 11)
 # Vertical motion is nearly a motion of its own: a flow along the chart's axes needs few stars to see that,
 # one along turned axes many. Two Gaussians in velocity (disc and halo) leave the score network less to learn.

@@ -138,7 +138,7 @@ def test_registered_model_is_served(run, store, registered):
 
 
 @pytest.mark.cluster
-def test_registered_model_loads_in_a_clean_environment(run, store, registered, tmp_path):
+def test_registered_model_loads_in_a_clean_environment(run, store, registered, tmp_path, monkeypatch):
     """A new environment with galray from its wheel, as the model asks, and nothing of this source tree.
 
     The libraries are those of this environment, on the new one's path: installing torch anew shows nothing of
@@ -158,11 +158,8 @@ def test_registered_model_loads_in_a_clean_environment(run, store, registered, t
 
     import mlflow
 
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    client = mlflow.MlflowClient(tracking_uri=store)
-    version = client.get_model_version_by_alias("galray-gravity", "champion")
-    uri = f"models:/galray-gravity/{version.version}"
-    local = Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=store, dst_path=str(tmp_path)))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    local = Path(mlflow.artifacts.download_artifacts("models:/galray-gravity@champion"))
     requirements = (local / "requirements.txt").read_text().splitlines()
     wanted = [line for line in requirements if line.startswith("galray")]
     assert wanted == [f"galray=={galray.__version__}"]

@@ -47,7 +47,8 @@ class FamilyDesign(Settings):
         ge=0,
         description="Redraws of the measurement errors. Set catalog.ball.margin_kpc to about three errors of "
         "distance at the border of the ball: without it stars leave the ball and none comes in, which shifts "
-        "the result as no error does.",
+        "the result as no error does. One or two cannot tell a shift from their own scatter, and the budget "
+        "is wide for it; take four or more.",
     )
     systematics: int = Field(
         default=0,

@@ -173,7 +173,7 @@ asha = false
 "{key}" = {{ low = 1e-4, high = 1e-2, log = true }}
 """
     config = write_config(tmp_path, num_stars=8000, extra=extra)
-    config.write_text(config.read_text().replace("epochs = 2", "epochs = 400"))
+    config.write_text(config.read_text().replace("epochs = 2", "epochs = 200"))
     folder, log = tmp_path / "tiny" / "tune", tmp_path / "log.txt"
 
     process: Any = start(config, log, "tune")
@@ -197,5 +197,5 @@ asha = false
     trials = json.loads(next(folder.glob("*/trials.json")).read_text())
     assert [trial["status"] for trial in trials] == ["finished"] * 4
     assert drawn <= {trial["id"] for trial in trials}
-    assert all(trial["epochs"] == 400 for trial in trials)
+    assert all(trial["epochs"] == 200 for trial in trials)
     assert galray.config.load_config(folder / "best.toml").name == "tiny-tuned"

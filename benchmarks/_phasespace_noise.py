@@ -14,7 +14,8 @@ What is observed was chosen with the first two treatments alone, for a bias of i
 several times its own scatter: galaxies, places, radial velocities, the moments' settings, and G from 15 to
 17.5. Deconvolved, those stars, whose distances are known to 19 % at 3 kpc on average and to 33 % at worst,
 turned out to be beyond what the first order in the covariance gives on the disc (see PHASESPACE.md); G now
-goes from 14.5 to 16.5.
+goes from 14.5 to 16.5. How flows and score networks are trained was settled on other realisations than those
+of the rows.
 """
 
 from __future__ import annotations

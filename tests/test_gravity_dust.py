@@ -245,6 +245,37 @@ def test_selection_in_coordinates_of_its_own_and_monotone():
     assert held.potential.statistics["bound_nodes"] > 0
 
 
+def test_bounds_of_a_fit_to_scores(stars, scores):
+    """Noisy scores behind an ε that grows outwards: it may be kept from that, ρ from becoming negative."""
+    rng = np.random.default_rng(1)
+    rising = scores.clone()
+    rising[:, :3] -= 2 * gradient(log_epsilon, stars[:, :3])
+    noisy = rising + 0.2 * scores.abs().median(0).values * torch.from_numpy(rng.normal(size=scores.shape))
+    options = {
+        "basis": "spline",
+        "num_potential_splines": (12, 17),
+        "concentration": (2.5, 2.5),
+        "selection_basis": "xyz",
+        "num_selection_splines": (5, 5, 5),
+        "penalty": 1e-10,
+        "max_bound_fraction": 1.0,
+    }
+
+    def extremes(**bounds):
+        settings = DustSettings(**options | bounds)
+        found = fit_dust(noisy, stars, settings, seed=1, ball=BALL, check=False)
+        x = places(400)
+        rise = (found.selection.gradient(x) * x).sum(1) / x.norm(dim=1)
+        return float(rise.max()), float(found.mass_density(x).min() / found.mass_density(x).max())
+
+    rise, lightest = extremes()
+    assert rise > 0.1
+    assert lightest < -0.001
+    held = extremes(monotone=True, positive_mass=True)
+    assert held[0] < 0.2 * rise
+    assert held[1] > 0.2 * lightest
+
+
 def isothermal(n, seed=0, sigma=1.0):
     """Stars of f = exp(−E/σ²) in Φ = ½ k x², σ the same everywhere."""
     rng = np.random.default_rng(seed)

@@ -58,8 +58,8 @@ DRAWS = (1, 3, 4, 11)
 _MIXTURE = FlowPart(kind="mixture", bins=8, rotate=False)
 _VELOCITY = FlowPart(hidden=(64, 64, 64), bins=4, rotate=False)
 MODELS: dict[str, Any] = {
-    "score": ScoreSettings(coordinates="cylindrical", base=BaseSettings(components=2, star_passes=2e6)),
     "flow": FlowSettings(coordinates="cylindrical", position=_MIXTURE, velocity=_VELOCITY),
+    "score": ScoreSettings(coordinates="cylindrical", base=BaseSettings(components=2, star_passes=2e6)),
 }
 TRAINING: dict[str, Any] = {
     "score": ScoreTrainingSettings(epochs=5, validation_fraction=0.02),

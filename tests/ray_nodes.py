@@ -88,6 +88,7 @@ class Nodes:
         """Let a node join, and wait until it has."""
         self._start(name, num_cpus, f"--address={self.gcs}")
         while "Ray runtime started" not in (self.folder / f"{name}.log").read_text():
+            self._require_alive("head")
             self._require_alive(name)
             time.sleep(0.2)
 

@@ -352,7 +352,7 @@ def _look(recorder: Recorder) -> None:
     try:
         recorder.watch()
     except Exception as error:
-        traceback.print_exc()
+        _log_traceback()
         if not recorder.unanswered(error):
             recorder.state.error = f"follow: {_brief(error)}"
 
@@ -380,7 +380,7 @@ def _reopen(journal: Journal, recorder: Recorder, entry: dict[str, Any]) -> bool
     try:
         recorder.apply(opening)
     except Exception as error:
-        traceback.print_exc()
+        _log_traceback()
         recorder.state.error = _brief(error)
         return False
     if journal.failed_path.exists():
@@ -413,7 +413,7 @@ def _attempt(journal: Journal, recorder: Recorder, entry: dict[str, Any]) -> boo
             if not last:
                 time.sleep(1.0)
                 continue
-            traceback.print_exc()
+            _log_traceback()
             recorder.state.error = f"{entry['op']}: {_brief(error)}"
             recorder.state.refused += 1
             with open(journal.failed_path, "a") as file:
@@ -463,6 +463,11 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "galray"  # a container without an entry for its user
+
+
+def _log_traceback() -> None:
+    """Tell the log of the exception in hand: MLflow's own words hold the store's address whole."""
+    print(without_password(traceback.format_exc()), file=sys.stderr)
 
 
 def _brief(error: Exception) -> str:

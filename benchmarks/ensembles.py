@@ -80,7 +80,7 @@ enabled = false
 
 def _config(name: str, quick: bool, *, rate: float = 3e-3, extra: str = "") -> Path:
     """Write a configuration, in a folder named by its content: what was measured before is found again."""
-    size = {"stars": 12_000, "epochs": 3} if quick else {"stars": 30_000, "epochs": 60}
+    size = {"stars": 12_000, "epochs": 3} if quick else {"stars": 30_000, "epochs": 100}
     others = MEMBERS // 4
     FOLDER.mkdir(parents=True, exist_ok=True)
     text = CONFIG.format(

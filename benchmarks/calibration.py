@@ -1,8 +1,7 @@
 """Do error bars hold? Small runs on mock galaxies of known truth: moments, and pairs of score networks.
 
 Mocks and measurements are kept under ``runs/benchmarks/calibration``: a benchmark that was killed goes
-on where it stopped. The pairs redraw nothing, so that they need no margin of the ball, and have galaxies of
-their own. Judged are the terms that the mocks exercise: they are in equilibrium and axially symmetric.
+on where it stopped. Moments and pairs share the galaxies. Judged are the terms that the mocks exercise: they are in equilibrium and axially symmetric.
 
     python -m benchmarks.calibration [--only moments score] [--quick]
 """
@@ -27,9 +26,6 @@ GROUPS = {
         "name=score",
         "description=Two small score networks on 40,000 stars with Gaia-like errors, measured 50 times",
         'methods=["score"]',
-        "seed=6",
-        "catalog.ball.margin_kpc=0",
-        "calibration.galaxy.num_stars=50000",
         "calibration.mocks=50",
     ],
 }

@@ -1,7 +1,8 @@
 """Do error bars hold? Small runs on mock galaxies of known truth: moments, and pairs of score networks.
 
 Mocks and measurements are kept under ``runs/benchmarks/calibration``: a benchmark that was killed goes
-on where it stopped. Moments and pairs share the galaxies. Judged are the terms that the mocks exercise: they are in equilibrium and axially symmetric.
+on where it stopped. Moments and pairs share the galaxies. Judged are the terms that the mocks exercise: they
+are in equilibrium and axially symmetric.
 
     python -m benchmarks.calibration [--only moments score] [--quick]
 """

@@ -197,8 +197,16 @@ class Recorder:
         """MLflow's id of a member, which is created where there is none."""
         run_id = self.state.members.get(identity)
         if run_id is None or not self._alive(run_id):
-            tags = {"mlflow.parentRunId": self.state.parent, "mlflow.user": _user(), **tags}
-            run = self._client.create_run(self.state.experiment, start_time=start, tags=tags, run_name=name)
+            own = {"mlflow.parentRunId": self.state.parent, "galray.member": identity}
+            # A server that goes away may have made the run and its answer be lost: there is one at most.
+            which = " and ".join(f"tags.`{key}` = '{value}'" for key, value in own.items())
+            made = self._client.search_runs([self.state.experiment], which, max_results=1)
+            run = made[0] if made else None
+            if run is None:
+                run = self._client.create_run(
+                    self.state.experiment, start_time=start, tags={**tags, **own, "mlflow.user": _user()},
+                    run_name=name,
+                )  # fmt: skip
             run_id = self.state.members[identity] = run.info.run_id
             self.state.epochs.pop(identity, None)
         return run_id

@@ -33,6 +33,8 @@ __all__ = ["measure"]
 
 SEED = 7
 BATCH = 2048
+LARGE_BATCH = 8192
+"""Of ranks that have enough to do: with few stars a step, waiting for one another weighs."""
 MODELS: dict[str, Any] = {"score": ScoreSettings(), "flow": FlowSettings()}
 
 
@@ -44,7 +46,9 @@ def measure(bench: Bench) -> None:
     _kills(bench)
     for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
         for kind in MODELS:
-            _scaling(bench, kind, device, count, epochs)
+            _scaling(bench, kind, device, count, epochs, BATCH)
+            if not bench.quick:
+                _scaling(bench, kind, device, 4 * count, epochs, LARGE_BATCH)
 
 
 # -- several ranks ---------------------------------------------------------------------------------------
@@ -65,7 +69,7 @@ def _rank(rank: int, world_size: int, task: dict[str, Any], folder: str) -> None
     _, w, held = stars(task["stars"], SEED)
     w, held = w.float(), held[:2048].float()
     untrained = build_model(task["kind"], MODELS[task["kind"]], BALL, w[:4096], seed=SEED)
-    settings = TrainingSettings(epochs=task["epochs"], batch_size=BATCH, device=task["device"])
+    settings = TrainingSettings(epochs=task["epochs"], batch_size=task["batch"], device=task["device"])
     goal = objective(task["kind"], untrained.settings)
     curves: dict[str, list[list[dict[str, Any]]]] = {"alone": [], "shared": []}
     for _ in range(task["rounds"]):
@@ -103,7 +107,7 @@ def _ranks(task: dict[str, Any]) -> dict[str, Any]:
         how: [[row for curve in r["curves"][how] for row in curve[1:]] for r in ranks]
         for how in ("alone", "shared")
     }
-    sums = max(r["all_reduce"] for r in ranks) * (task["stars"] // BATCH)
+    sums = max(r["all_reduce"] for r in ranks) * (task["stars"] // task["batch"])
     clock = {h: statistics.median(row["stars_per_second"] for row in rows[h][0]) for h in rows}
     if task["device"] == "cuda":
         best = {h: max(row["stars_per_second"] for row in rows[h][0]) for h in rows}
@@ -132,12 +136,13 @@ def _ranks(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scaling(bench: Bench, kind: str, device: str, count: int, epochs: int) -> None:
+def _scaling(bench: Bench, kind: str, device: str, count: int, epochs: int, batch: int) -> None:
     worlds = [2, 4] if device == "cpu" else [n for n in (2, 4, 8) if n <= torch.cuda.device_count()]
-    label = f"training, {kind}, {count} stars, batch {BATCH}, {device}"
+    label = f"training, {kind}, {count} stars, batch {batch}, {device}"
     for world in worlds:
         task = {
-            "kind": kind, "device": device, "stars": count, "epochs": epochs, "ranks": world, "rounds": 3,
+            "kind": kind, "device": device, "stars": count, "batch": batch, "epochs": epochs, "ranks": world,
+            "rounds": 3,
         }  # fmt: skip
         found = part(bench, "ranks", task, _ranks)
         cost = found["cpu_seconds"]
@@ -147,7 +152,7 @@ def _scaling(bench: Bench, kind: str, device: str, count: int, epochs: int) -> N
         bench.row(
             f"{label}: {world} ranks, times the stars/s of 1",
             ratio,
-            bar=1.6 if world == 2 and device == "cpu" and not bench.quick else None,
+            bar=1.6 if world == 2 and device == "cpu" and batch == LARGE_BATCH else None,
             at_least=True,
             peer=f"efficiency {ratio / world:.2f}; all-reduce {100 * found['sums']:.1f} % of the time",
             cpu_seconds=cost,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from galray.catalog.mirror import Place, place_of
+from galray.catalog.mirror import Mirror, Place, place_of
 from galray.config import RunConfig, load_config, to_toml, with_values
 from galray.ensemble import Trial, concurrent_members, run_search
 from galray.errors import GalrayError
@@ -207,7 +207,7 @@ def _followed(
             if error is not None:
                 raise error
             return result
-        time.sleep(_LOOK_SECONDS if type(place) is Place else _LOOK_SECONDS_AT_URL)
+        time.sleep(_LOOK_SECONDS_AT_URL if isinstance(place, Mirror) else _LOOK_SECONDS)
 
 
 def tune(config: RunConfig | str | Path, *, console: Any = None, overwrite: bool = False) -> TuneResult:

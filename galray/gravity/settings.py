@@ -228,9 +228,8 @@ class MomentsSettings(Settings):
             return self.velocity_functions
         if self.selection != "known":
             names = up_to_order(self.family, 3)
-            if (
-                self.family == "Rz"
-            ):  # the others' coefficients vanish where v_R and v_z are as often up as down
+            if self.family == "Rz":
+                # The even ones have no coefficients where v_R and v_z are as often up as down.
                 return tuple(n for n in names if (n.count("v_R") + n.count("v_z")) % 2)
             return names
         if self.family == "Rz":

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from galray.calibration.settings import CalibrationSettings
 from galray.catalog import CatalogSettings
 from galray.catalog.mirror import Mirror, Place, join_url
-from galray.catalog.storage import is_url
+from galray.catalog.storage import Location, is_url
 from galray.cluster import ClusterSettings
 from galray.ensemble import EnsembleSettings, TuneSettings
 from galray.errors import GalrayError
@@ -90,7 +90,7 @@ class RunConfig(Settings):
     """One line for the report."""
     seed: int = Field(default=1, ge=0)
     """The root of every random stream of the run."""
-    output: str = "runs"
+    output: Location = "runs"
     """Folder or URL (s3://…, gs://…) that holds run directories. Of a run at a URL each node keeps a copy of
     what it works on; the object store is reached as `catalog.storage` says."""
     methods: tuple[Method, ...] = Field(default=("flow", "score", "moments"), min_length=1)

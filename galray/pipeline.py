@@ -386,6 +386,7 @@ class Pipeline:
     def run_measure(self, store: ShardStore) -> None:
         """Members to values with an error budget, methods to one value, values to tables."""
         from galray.blinding import is_blind
+        from galray.calibration.inflation import calibration_table
 
         with self.session():
             inputs = [
@@ -395,7 +396,7 @@ class Pipeline:
                 else None,
                 store.hash,
                 self.config.hash,
-                *([file_hash(Path(apply).expanduser())] if (apply := self.config.calibration.apply) else []),
+                *([file_hash(calibration_table(self.config))] if self.config.calibration.apply else []),
             ]
             if self.config.blind:
                 inputs.append(is_blind(self.config, self.folder))

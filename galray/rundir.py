@@ -9,7 +9,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,9 +165,13 @@ class RunDirectory:
                 "choose an output folder that you may write",
             ) from None
 
-    def save(self) -> None:
-        """Send what is new here to the run's URL, where it has one; members are sent as they end."""
-        own = [name for name in KEPT if name != "members/"]
+    def save(self, *more: str) -> None:
+        """Send what is new here to the run's URL, where it has one; members are sent as they end.
+
+        Arguments:
+            more: Folders that are sent too, with a slash behind their names.
+        """
+        own = [name for name in (*KEPT, *more) if name != "members/"]
         self.place.push(*(f"{name}**/*" if name.endswith("/") else name for name in own))
 
     def _discard(self) -> None:
@@ -181,8 +185,8 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keep other processes out while this one works; the lock goes with the process, however it ends.
 
-        A directory that was new, and in which a mistake of the user's ended the work before any stage was
-        done, is removed again: it would only stand in the way of the mended configuration.
+        A directory that was new, and in which a mistake of the user's ended the work before any stage or
+        member was done, is removed again: it would only stand in the way of the mended configuration.
 
         Raises:
             GalrayError: Another process works here.
@@ -194,8 +198,9 @@ class RunDirectory:
                 try:
                     yield
                 except GalrayError:
-                    if new and not self.stage_seconds():
-                        self.place.remove(*{name.split("/")[0] for name in self.place.sizes()} - {LEASE})
+                    with suppress(GalrayError):  # the store's own refusal, it may be
+                        if new and self._nothing_done():
+                            self.place.remove(*{name.split("/")[0] for name in self.place.sizes()} - {LEASE})
                     raise
             return
         new = not self._foreign()
@@ -223,9 +228,15 @@ class RunDirectory:
             try:
                 yield
             except GalrayError:
-                if new and not self.stage_seconds():
+                if new and self._nothing_done():
                     shutil.rmtree(self.path, ignore_errors=True)
                 raise
+
+    def _nothing_done(self) -> bool:
+        """Whether neither a stage nor a member has come to its end."""
+        return not self.stage_seconds() and not any(
+            name.endswith("/result.json") for name in self.place.sizes("members/")
+        )
 
     def is_done(self, name: str, inputs: Any) -> bool:
         """Whether the stage's record says that the same inputs were worked on to the end."""

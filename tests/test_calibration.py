@@ -16,7 +16,8 @@ from galray.calibration.inflation import inflate, read_calibration
 from galray.calibration.mocks import check, differences, draw, galaxy_config, mock_config
 from galray.calibration.run import FEWEST, Calibration, calibrate, judge
 from galray.calibration.tables import write_tables
-from galray.config import load_config
+from galray.catalog.mirror import SCRATCH, Mirror, Place
+from galray.config import load_config, overrides_of
 from galray.ensemble import Estimate, Term, student_factor, welch_satterthwaite
 from galray.errors import GalrayError
 from galray.pipeline import Pipeline
@@ -285,6 +286,55 @@ def test_a_calibration_end_to_end_and_what_the_next_one_reuses(tmp_path, cache):
         read_calibration(config_of(tmp_path, f"calibration.apply={found.table}"))
 
 
+def test_a_calibration_at_a_url_goes_on_on_another_node(tmp_path, s3_storage, monkeypatch, cache):
+    reached = overrides_of({"catalog.storage": s3_storage.model_dump(exclude_defaults=True)})
+    config = config_of(tmp_path, "output=s3://galray/calibrated", *reached)
+    simulated, measured = [], []
+    simulate, measure = Pipeline._make_mock, Pipeline._make_measure
+
+    def count(self, advance):
+        simulated.append(self.config.name)
+        return simulate(self, advance)
+
+    def until_killed(self, store):
+        if len(measured) == kill_after:
+            raise KeyboardInterrupt
+        measured.append(self.config.name)
+        return measure(self, store)
+
+    monkeypatch.setattr(Pipeline, "_make_mock", count)
+    monkeypatch.setattr(Pipeline, "_make_measure", until_killed)
+    kill_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(config)
+    kill_after = -1
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
+    found = calibrate(config)
+    assert found.new == 2
+    assert len(simulated) == len(set(simulated)) == 4, "a galaxy is simulated once"
+    assert measured == [mock_config(config, index).name for index in range(4)]
+
+    # What lies at the URL, and what is left on the node.
+    kept = Mirror("s3://galray/calibrated", s3_storage).sizes()
+    galaxies = {f"calibration-cache/galaxies/{name}" for name in simulated}
+    records = {f"calibration-cache/measurements/{name}.json" for name in measured}
+    page = {f"tiny-calibration/{name}" for name in ("calibration.ecsv", "config.toml", "report.html")}
+    assert kept.keys() > records | page | {f"{galaxy}/truth.json" for galaxy in galaxies}
+    assert {name for name in kept if name.startswith("calibration-cache/measurements/")} == records
+    assert not list((tmp_path / "node2").rglob("*.csv.gz"))
+
+    # The same as in a folder; and a third node reads the table.
+    alone = calibrate(config_of(tmp_path / "alone", f"calibration.cache={cache}"))
+    for one, other in zip(alone.judgements, found.judgements, strict=True):
+        np.testing.assert_array_equal(one.claims.value, other.claims.value)
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node3"))
+    apply = f"calibration.apply={found.place.location}/calibration.ecsv"
+    with pytest.raises(GalrayError, match=r"apply: s3://galray/calibrated/tiny-calib.*: 4 mocks are too few"):
+        read_calibration(config_of(tmp_path, *reached, apply))
+    with pytest.raises(GalrayError, match=r"s3://galray/calibrated/no\.ecsv: no such object"):
+        read_calibration(config_of(tmp_path, *reached, "calibration.apply=s3://galray/calibrated/no.ecsv"))
+
+
 def test_a_mock_that_fails_is_counted(tmp_path, monkeypatch, cache):
     from galray.calibration import run as module
 
@@ -341,7 +391,7 @@ def calibrated(tmp_path):
     config = config_of(tmp_path)
     folder = tmp_path / "tiny-calibration"
     records = records_of(200)
-    write_tables(Calibration(config, folder, records, {}, judge(records)))
+    write_tables(Calibration(config, Place(folder), records, {}, judge(records)))
     return folder / "calibration.ecsv"
 
 
@@ -397,11 +447,14 @@ def test_a_calibration_of_something_else_is_refused(tmp_path, calibrated):
     read_calibration(config_of(tmp_path, apply, "gravity.baryons.model=mckee2015", "seed=99"))
 
 
-def test_inflated_covariances_keep_their_correlations(tmp_path, calibrated):
+def test_inflated_covariances_keep_their_correlations(tmp_path, calibrated, s3_storage):
     from galray.gravity import Kernel
     from galray.results import Places
 
-    config = config_of(tmp_path, f"calibration.apply={calibrated}")
+    url = "s3://galray/tables/calibration.ecsv"  # as well as in a folder
+    Mirror("s3://galray/tables", s3_storage).write("calibration.ecsv", calibrated.read_bytes())
+    reached = overrides_of({"catalog.storage": s3_storage.model_dump(exclude_defaults=True)})
+    config = config_of(tmp_path, f"calibration.apply={url}", *reached)
     kernel = Kernel.from_settings(config.gravity.kernel)
     frame, center = config.catalog.frame.build(), config.catalog.ball_center()
     places = Places(config.places, frame, center, config.catalog.ball.radius_kpc, kernel.reach)
@@ -424,6 +477,8 @@ def test_inflated_covariances_keep_their_correlations(tmp_path, calibrated):
     np.testing.assert_allclose(correlation(out["moments"]), correlation(estimates["moments"]), atol=1e-12)
     np.testing.assert_array_equal(out["moments"].dof, estimates["moments"].dof)
     assert "200 mock galaxies" in record["sentence"]
+    assert url in record["sentence"]
+    assert record["file"] == url
     # What no mock exercises does not grow.
     other = Term(np.eye(number), 0, np.full(number, np.inf))
     terms = {"statistics": term, "disequilibrium": other}

@@ -158,6 +158,21 @@ def test_later_set_wins(tiny: Path) -> None:
     assert load_config(tiny, ["seed=1", "seed=2"]).seed == 2
 
 
+@pytest.mark.parametrize("key", ["output", "calibration.cache", "calibration.apply"])
+def test_places_that_are_misspelt_or_hold_a_password(tiny: Path, key: str) -> None:
+    assert f"{key}: 's3:/bucket/x' is neither a path nor a URL" in refusal(tiny, f"{key}=s3:/bucket/x").what
+    refused = refusal(tiny, f"{key}=s3://me:hunter2@bucket/x")
+    assert f"{key}: it holds a password" in refused.what
+    assert "hunter2" not in str(refused)
+    assert "names another machine" in refusal(tiny, f"{key}=file://host/x").what
+
+
+def test_a_shared_file_system_by_url_is_its_folder(tiny: Path) -> None:
+    config = load_config(tiny, ["output=file:///mnt/shared%20disk/runs"])
+    assert config.place.location == "/mnt/shared disk/runs/tiny"
+    assert config.hash == load_config(tiny).hash
+
+
 @pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", ".=1", ""])
 def test_set_without_key_or_sign_is_refused(tiny: Path, override: str) -> None:
     error = refusal(tiny, override)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from galray.catalog.mirror import SCRATCH
 from galray.commands.dwarf import member_counts
 from galray.config import to_toml
 from galray.errors import GalrayError
@@ -155,6 +156,16 @@ def test_variants_change_one_thing() -> None:
         variant_settings(base, "odd")
 
 
-def test_a_url_is_no_place_for_galaxies():
-    with pytest.raises(GalrayError, match="galaxies are fitted into a folder"):
-        load_dwarf_config("plumcoreom", ["output=s3://bucket/runs"])
+def test_where_a_fit_lies_is_no_part_of_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv(SCRATCH, str(tmp_path))
+    here = load_dwarf_config("plumcoreom", ["output=runs"])
+    at_url = load_dwarf_config("plumcoreom", ["output=s3://bucket/runs", "storage.region=eu-west-1"])
+    assert at_url.place.location == "s3://bucket/runs/plumcoreom"
+    assert at_url.run_dir == tmp_path / "s3/bucket/runs/plumcoreom"
+    assert at_url.hash == here.hash
+    with pytest.raises(GalrayError, match="it holds a password"):
+        load_dwarf_config("plumcoreom", ["output=s3://me:hunter2@bucket/runs"])
+    with pytest.raises(
+        GalrayError, match=r"(?s)which may name stars at a URL.*data\.spectroscopy=s3://b/stars\.dat"
+    ):
+        load_dwarf_config("s3://b/stars.dat")

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from galray.config import validate_settings
+from galray.catalog.lease import LEASE
+from galray.catalog.mirror import SCRATCH, Mirror
+from galray.config import overrides_of, validate_settings
 from galray.errors import GalrayError
 from galray.galaxies.config import DwarfConfig, load_dwarf_config
 from galray.galaxies.members import load_posterior
@@ -129,7 +131,10 @@ def test_chains_that_have_not_converged_are_made_longer(tmp_path: Path, monkeypa
     monkeypatch.setattr(dwarf, "fit_halo", fit)
     config = small(tmp_path, "members.longer=3", "members.seeds=1")
     spec = design(config, observe(config))[0]
-    context = {"configs": {config.name: config.model_dump(mode="json")}}
+    context = {
+        "configs": {config.name: config.model_dump(mode="json")},
+        "observations": {config.name: observe(config)},
+    }
     result = fit_member(spec.to_dict(), str(tmp_path), context)
     assert lengths == [50, 150]
     assert result["diagnostics"]["converged"]
@@ -179,6 +184,77 @@ def test_names_must_differ_and_exist(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "one.toml", tmp_path / "again.toml")
     with pytest.raises(GalrayError, match="two galaxies are called 'one'"):
         find_jobs(tmp_path)
+
+
+def test_galaxies_at_a_url_go_on_on_another_node(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stars, members and pages lie in the object store; a member that is finished is not fitted again."""
+    from galray.galaxies import members
+    from galray.galaxies.mocks import write_mock
+
+    url, storage = bucket
+    reached = overrides_of({"storage": storage.model_dump(exclude_defaults=True)})
+    inputs = Mirror(f"{url}/galaxies", storage)
+    write_mock("PlumCuspIso", 120, 0, 2.0, tmp_path / "stars.dat")
+    inputs.write("stars.dat", (tmp_path / "stars.dat").read_bytes())
+    inputs.write("old/notes.toml", b"of another run")
+    inputs.write("one.toml", b'name = "one"\n[mock]\nmodel = "PlumCoreOm"\nnum_stars = 120\n')
+    data = f'[data]\nspectroscopy = "{url}/galaxies/stars.dat"\nvelocity_error = 2.0\n'
+    inputs.write("two.toml", f'name = "two"\n{data}'.encode())
+    options = [f"output={url}/fits", "members.seeds=1", "members.bootstraps=1", "members.velocities=false"]
+    options += ["members.smoothness=false", *SMALL, *INSIDE, *reached]
+    base = validate_settings(DwarfConfig, {"name": "all"}, options)
+
+    def fit() -> Any:
+        found, _ = find_jobs(f"{url}/galaxies", options, storage=storage)
+        return fit_galaxies(found, base)
+
+    whole, fitted = members.fit_member, []
+
+    def until_killed(spec: Any, folder: str, context: Any) -> Any:
+        if len(fitted) == kill_after:
+            raise KeyboardInterrupt
+        fitted.append((spec["family"], spec["bootstrap"]))
+        return whole(spec, folder, context)
+
+    monkeypatch.setattr(members, "fit_member", until_killed)
+    kill_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        fit()
+    kill_after = -1
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "node2"))
+    fleet = fit()
+    assert fitted == [("one", 0), ("one", 1), ("two", 0), ("two", 1)]
+    one, two = fleet.results
+    assert [member["status"] for member in one.members] == ["finished"] * 2
+    assert list(two.observation.sources) == [f"{url}/galaxies/stars.dat"]
+
+    names = base.place.sizes()
+    pages = {"report.html", "one/report.html", "two/results/summary.json", "two/config.toml"}
+    assert names.keys() > pages | {"members/003/posterior.safetensors", "config_hash"}
+    assert not [name for name in names if ".tmp" in name or name == LEASE]
+    local = [*options, f"output={tmp_path}/local"]
+    alone, _ = fit_galaxy(find_jobs(f"{url}/galaxies", local, ["two"], storage)[0][0].config)  # type: ignore[arg-type]
+    assert alone.quantity("rho_dm_").quantiles == two.quantity("rho_dm_").quantiles
+
+
+def test_mistakes_in_files_at_a_url_are_told_by_the_url(tmp_path: Path, s3_storage: Any) -> None:
+    place = Mirror("s3://galray/bad", s3_storage)
+    place.write("stars.csv", b"x,y,velocity,velocity_error\n" + b"0.1,0.1,3,-2\n" * 50)
+    reached = overrides_of({"storage": s3_storage.model_dump(exclude_defaults=True)})
+    for name, message in (
+        ("bad/stars.csv", r"^s3://galray/bad/stars\.csv: row 1 column velocity_error: an error of -2 km/s"),
+        ("bad/no.csv", r"^s3://galray/bad/no\.csv: no such object"),
+        ("bad/", r"^s3://galray/bad/: no such object"),
+    ):
+        options = [*SMALL, *INSIDE, *reached, "output=s3://galray/refused"]
+        config = validate_settings(DwarfConfig, {"data": {"spectroscopy": f"s3://galray/{name}"}}, options)
+        with pytest.raises(GalrayError, match=message):
+            fit_galaxy(config)
+    assert not Mirror("s3://galray/refused", s3_storage).sizes()
+    with pytest.raises(GalrayError, match="s3://galray/nowhere: no such folder"):
+        find_jobs("s3://galray/nowhere", storage=s3_storage)
 
 
 def test_members_run_as_trials_and_mlflow_holds_a_run_per_galaxy(tmp_path: Path, ray_session: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from galray.catalog.mirror import Place
 from galray.cluster import ClusterSettings, TaskNeeds, connect, stream_shards
+from galray.config import load_config
 from galray.ensemble import (
     EnsembleSettings,
     FamilyDesign,
@@ -20,7 +21,10 @@ from galray.ensemble import (
     run_members,
     run_search,
 )
+from galray.errors import GalrayError
+from galray.pipeline import Pipeline
 from galray.provenance import write_atomic
+from tests.chain_config import write_config
 
 pytestmark = pytest.mark.cluster
 
@@ -41,7 +45,7 @@ def slow_member(spec, folder, context):
 
 @pytest.fixture(scope="module")
 def nodes():
-    """Three nodes of one CPU each, with nothing of the session's own cluster in the way."""
+    """A head of one CPU and two nodes of two, with nothing of the session's own cluster in the way."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -51,7 +55,7 @@ def nodes():
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2}
     )
     workers = [
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 1024**2, labels={"kind": kind})
+        cluster.add_node(num_cpus=2, object_store_memory=80 * 1024**2, labels={"kind": kind})
         for kind in ("small", "big")
     ]
     cluster.wait_for_nodes()
@@ -101,6 +105,40 @@ def test_stages_run_on_the_nodes_that_they_ask_for(nodes, tmp_path):
         needs=TaskNeeds(labels={"kind": "!small"}), concurrent=2,
     )  # fmt: skip
     assert small not in [json.loads((one.folder / "outcome.json").read_text())["node"] for one in found]
+
+
+def test_workers_of_a_training_go_to_the_nodes_that_carry_their_label(nodes, tmp_path):
+    """By the configuration alone; what no node, or no node with that label, can hold is refused at once."""
+    import ray
+
+    path = write_config(tmp_path, num_stars=6000)
+
+    def train(kind, *more):
+        asked = ['methods=["score"]', "tracking.enabled=false", "training.score.workers=2"]
+        Pipeline(load_config(path, [*asked, f'ensemble.labels={{kind="{kind}"}}', *more])).run(
+            until="members"
+        )
+
+    def placed():
+        """Nodes of all workers of trainings, by the order of their start."""
+        actors = ray._private.state.actors().values()
+        workers = [actor for actor in actors if "TrainWorker" in actor["ActorClassName"]]
+        return [actor["Address"]["NodeID"] for actor in sorted(workers, key=lambda a: a["StartTime"])]
+
+    small, big = (node.node_id for node in nodes[1])
+    train("small", "ensemble.score.seeds=1")
+    assert placed() == [small] * 2
+    train("big", "ensemble.score.seeds=2")  # the second member alone is missing
+    assert placed() == [small] * 2 + [big] * 2
+    curves = sorted((tmp_path / "tiny" / "members").glob("*/curve.json"))
+    assert [{row["workers"] for row in json.loads(curve.read_text())} for curve in curves] == [{2}, {2}]
+
+    lacking = "a worker of a member's training fits on none of .* 3 nodes: .* the label kind = huge"
+    with pytest.raises(GalrayError, match=lacking):
+        train("huge", "ensemble.score.seeds=3")
+    small_ones = "on 4 workers, the Ray cluster with the labels kind = big has 2 CPUs"
+    with pytest.raises(GalrayError, match=small_ones):
+        train("big", "name=other", "training.score.workers=4")
 
 
 def test_a_lost_node_costs_no_member(nodes, tmp_path):

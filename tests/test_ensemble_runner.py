@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from galray.cluster import ClusterSettings, connect
 from galray.ensemble import EnsembleSettings, FamilyDesign, design, report_progress, run_members
+from galray.ensemble.runner import concurrent_members
 from galray.ensemble.store import MemberStore
 from galray.errors import GalrayError
 
@@ -262,3 +264,17 @@ def test_groups_of_workers_run_as_trials_and_wait_for_one_another(ray_session, t
     assert max(starts) > min(ends), "one after the other"
     with pytest.raises(GalrayError, match="trains on 3 workers, the Ray cluster has 2 CPUs"):
         run_members(_specs(seeds=3), group_member, tmp_path / "large", {}, workers={"score": 3})
+
+
+def test_members_of_a_cluster_that_grows_ask_for_its_nodes(ray_session):
+    """All at once on their own, whatever is there now; groups as many as are placed, and one at the least."""
+    members = EnsembleSettings()
+    assert (concurrent_members(members, 10), concurrent_members(members, 10, 2)) == (2, 1)
+    with connect(ClusterSettings(autoscaling=True)):
+        assert (concurrent_members(members, 10), concurrent_members(members, 10, 4)) == (10, 1)
+        some = EnsembleSettings(concurrent=3, labels={"kind": "to come"})
+        assert (concurrent_members(some, 10), concurrent_members(some, 10, 4)) == (3, 1)
+    one_by_one = EnsembleSettings(concurrent=0)
+    assert (concurrent_members(one_by_one, 10), concurrent_members(one_by_one, 10, 2)) == (0, 0)
+    with pytest.raises(GalrayError, match="trains on 3 workers"):
+        concurrent_members(one_by_one, 10, 3)

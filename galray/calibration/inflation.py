@@ -10,6 +10,8 @@ import numpy as np
 
 from galray.calibration.mocks import differences, procedure
 from galray.calibration.tables import KEY
+from galray.catalog.mirror import local_copy
+from galray.catalog.storage import is_url
 from galray.config import RunConfig
 from galray.ensemble import Estimate
 from galray.errors import GalrayError
@@ -17,7 +19,16 @@ from galray.provenance import file_hash
 from galray.results import Places
 from galray.tables import read_table
 
-__all__ = ["inflate", "read_calibration"]
+__all__ = ["calibration_table", "inflate", "read_calibration"]
+
+
+def calibration_table(config: RunConfig) -> Path:
+    """The file that `calibration.apply` names; of one at a URL, a fresh copy on this node.
+
+    Raises:
+        GalrayError: There is none at the URL.
+    """
+    return local_copy(config.calibration.apply, config.catalog.storage.signed)
 
 
 def read_calibration(config: RunConfig) -> Any:
@@ -26,8 +37,8 @@ def read_calibration(config: RunConfig) -> Any:
     Raises:
         GalrayError: It is absent, no calibration, one of other methods or settings, or of too few mocks.
     """
-    path = Path(config.calibration.apply).expanduser()
-    table = read_table(path)
+    path = config.calibration.apply
+    table = read_table(calibration_table(config))
     known = table.meta.get(KEY)
     if not isinstance(known, dict):
         raise GalrayError(
@@ -89,10 +100,10 @@ def inflate(
     for method, estimate in estimates.items():
         grow = [factors.get((method, quantity.name), 1.0) for quantity in places.quantities]
         out[method] = estimate.inflated(np.array(grow), outside)
-    path = Path(config.calibration.apply).expanduser()
+    path, apply = calibration_table(config), config.calibration.apply
     keep = ("name", "mocks", "stars", "config_hash", "seed", "created", "galray", "git")
     record = {
-        "file": str(path.resolve()),
+        "file": apply if is_url(apply) else str(path.resolve()),
         "sha256": file_hash(path),
         **{key: known[key] for key in keep},
         "factors": [{"method": m, "quantity": q, "factor": f} for (m, q), f in factors.items()],
@@ -103,7 +114,7 @@ def inflate(
         f"Errors are calibrated: those of ρ_DM averaged over heights are multiplied by {headline:.2f}, as "
         f"{known['mocks']} mock galaxies of known truth showed to be needed ({known['name']}, "
         f"{known['stars']:,} stars each, this run {num_stars:,}; {known['created']}, "
-        f"galray {known['galray']}, revision {known['git']}; {path}, sha256 {record['sha256'][:12]}). "
+        f"galray {known['galray']}, revision {known['git']}; {apply}, sha256 {record['sha256'][:12]}). "
         f"Terms that such mocks do not exercise are left as they are: {', '.join(outside)}."
     )
     return out, record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import traceback
@@ -9,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from galray.calibration.mocks import galaxy_config
+from galray.catalog.mirror import Place, open_place
 from galray.cluster import without_cluster
 from galray.config import RunConfig
 from galray.ensemble import limit_threads
-from galray.errors import GalrayError
-from galray.provenance import now, write_atomic
-from galray.rundir import read_json
+from galray.provenance import now
 
 __all__ = ["finished", "measure_mock"]
 
@@ -22,8 +22,8 @@ __all__ = ["finished", "measure_mock"]
 def finished(run: RunConfig) -> dict[str, Any] | None:
     """The record of a measurement that was done before; None where there is none."""
     try:
-        record = read_json(_record(run))
-    except GalrayError:
+        record = json.loads(_records(run).read(_name(run)) or b"")
+    except ValueError:
         return None
     return record if isinstance(record, dict) and "quantities" in record else None
 
@@ -57,12 +57,14 @@ def _measure(run: RunConfig) -> dict[str, Any]:
     begin = time.process_time()
     galaxy = galaxy_config(run)
     # Its name is its content; what else a version of galray can configure does not make it another galaxy.
-    if not (galaxy.run_dir / "stages" / "mock.json").is_file():
+    if galaxy.place.read("stages/mock.json") is None:
         Pipeline(galaxy, overwrite=True).run(until="mock")
     simulated = time.process_time()
     pipeline = Pipeline(run, overwrite=True)
     with pipeline.session():
-        _adopt(galaxy.run_dir.resolve(), pipeline.folder)
+        galaxy.place.pull()
+        _adopt(galaxy.place.folder, pipeline.folder)
+        run.place.below("mock").settle()
         summary = pipeline.run(until="measure").summary
     budget: dict[tuple[str, str], dict[str, Any]] = {}
     for row in summary["budget"]:
@@ -85,8 +87,10 @@ def _measure(run: RunConfig) -> dict[str, Any]:
         "created": now(),
         "galaxy": galaxy.name,
     }
-    write_atomic(_record(run), record)
+    _records(run).write(_name(run), json.dumps(record, indent=1, allow_nan=False).encode())
+    run.place.remove("")
     shutil.rmtree(pipeline.folder)
+    galaxy.place.clear()
     return record
 
 
@@ -100,5 +104,9 @@ def _adopt(galaxy: Path, folder: Path) -> None:
         shutil.copyfile(galaxy / name, folder / name)
 
 
-def _record(run: RunConfig) -> Path:
-    return run.run_dir.with_name(f"{run.name}.json")
+def _records(run: RunConfig) -> Place:
+    return open_place(run.output, run.catalog.storage)
+
+
+def _name(run: RunConfig) -> str:
+    return f"{run.name}.json"

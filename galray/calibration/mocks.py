@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from galray.calibration.settings import CalibrationSettings, PriorSettings
+from galray.catalog.mirror import Place, open_place
 from galray.catalog.storage import is_url
 from galray.config import MockSettings, RunConfig
 from galray.errors import GalrayError
@@ -16,7 +17,7 @@ from galray.provenance import content_hash
 from galray.seeds import seed_for, seed_sequence
 
 __all__ = [
-    "cache_folder",
+    "cache_place",
     "check",
     "differences",
     "draw",
@@ -43,24 +44,20 @@ _MARGIN = 1.05  # errors scatter stars in as well as out
 _NEVER = ("disequilibrium", "non_axisymmetric", "systematics")
 
 
-def cache_folder(config: RunConfig) -> Path:
+def cache_place(config: RunConfig) -> Place:
     """Where simulated galaxies and finished measurements are kept for all calibrations."""
-    given = config.calibration.cache
-    return Path(given).expanduser() if given else config.run_dir.parent / "calibration-cache"
+    if given := config.calibration.cache:
+        given_at = given if is_url(given) else Path(given).expanduser()
+        return open_place(given_at, config.catalog.storage.signed)
+    return config.model_copy(update={"name": "calibration-cache"}).place
 
 
 def check(config: RunConfig) -> None:
     """Look for what cannot be calibrated before anything is simulated.
 
     Raises:
-        GalrayError: The vertical inversion, distances joined from elsewhere, a ball beyond the mocks', or no
-            folder to keep them in.
+        GalrayError: The vertical inversion, distances joined from elsewhere, or a ball beyond the mocks'.
     """
-    if is_url(config.output):
-        raise GalrayError(
-            f"output = {config.output!r}: a calibration is kept in a folder that all nodes share",
-            "name one with --set output=…",
-        )
     if "vertical" in config.methods:
         raise GalrayError(
             "methods: the vertical inversion has no calibration", "calibrate flow, score or moments"
@@ -107,10 +104,11 @@ def mock_config(config: RunConfig, index: int) -> RunConfig:
     )
     values |= {
         "name": "mock",
-        "output": str(cache_folder(config) / "measurements"),
+        "output": cache_place(config).below("measurements").location,
         "seed": seed,
         "mock": MockSettings(galaxy=galaxy, observe=settings.observe, rows_per_file=10**7).model_dump(),
-        "catalog": kept | {"views": ["shards"]},
+        # Mocks lie with the run's own results, whose credentials public star files may do without.
+        "catalog": kept | {"views": ["shards"], "storage": catalog.storage.signed.model_dump()},
         "cluster": {"enabled": False},
         "tracking": {"enabled": False},
     }
@@ -128,10 +126,14 @@ def galaxy_config(run: RunConfig) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": name,
-            "output": str(Path(run.output).parent / "galaxies"),
+            "output": f"{run.output.rpartition('/')[0]}/galaxies",
             "seed": run.seed,
             "mock": run.mock.model_dump(),
-            "catalog": {"frame": frame.model_dump(), "ball": {"radius_kpc": 4.0}},
+            "catalog": {
+                "frame": frame.model_dump(),
+                "ball": {"radius_kpc": 4.0},
+                "storage": run.catalog.storage.model_dump(),
+            },
             "cluster": {"enabled": False},
             "tracking": {"enabled": False},
         }

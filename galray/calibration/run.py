@@ -14,6 +14,7 @@ import numpy as np
 from galray.calibration.measurement import finished, measure_mock
 from galray.calibration.mocks import check, draw, mock_config, outside, procedure
 from galray.calibration.statistics import Claims, Coverage, coverage, fit_inflation
+from galray.catalog.mirror import Place
 from galray.config import RunConfig, load_config, to_toml
 from galray.console import Console
 from galray.ensemble import student_factor
@@ -73,7 +74,7 @@ class Calibration:
 
     Attributes:
         config: What was calibrated.
-        folder: Where its tables and its page lie.
+        place: Where its tables and its page lie.
         records: What `measure_mock` kept of each mock that was measured, by number.
         failed: Why the others were not, by number.
         judgements: One for every method, quantity and place.
@@ -81,11 +82,16 @@ class Calibration:
     """
 
     config: RunConfig
-    folder: Path
+    place: Place
     records: dict[int, dict[str, Any]]
     failed: dict[int, str] = field(default_factory=dict)
     judgements: list[Judgement] = field(default_factory=list)
     new: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The folder; of a calibration at a URL, this node's copy."""
+        return self.place.folder
 
     @property
     def table(self) -> Path:
@@ -143,7 +149,8 @@ def calibrate(
         known: Measure none, and judge those that were measured before: a look at a calibration that goes on.
 
     Returns:
-        The calibration, whose tables and page are written to ``NAME-calibration`` beside the run's directory.
+        The calibration, whose tables and page are written to ``NAME-calibration`` beside the run's directory,
+        at a URL too.
 
     Raises:
         GalrayError: It cannot be calibrated, or too few mocks were measured.
@@ -158,9 +165,12 @@ def calibrate(
     check(config)
     runs = [mock_config(config, index) for index in range(config.calibration.mocks)]
     preflight(runs[0])
-    folder = config.run_dir.resolve().with_name(f"{config.name}-calibration")
+    place = config.model_copy(update={"name": f"{config.name}-calibration"}).place
+    place.clear()
+    folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.toml", to_toml(config))
+    place.push()  # a store that refuses is heard of before anything is measured
     found = {index: finished(run) for index, run in enumerate(runs)}
     missing = [] if known else [index for index, record in found.items() if record is None]
     failed = {}
@@ -173,19 +183,21 @@ def calibrate(
                     failed[index] = record["error"]
                     write_atomic(folder / f"failed-{index:04d}.txt", record["traceback"])
     records = {index: record for index, record in found.items() if record and "error" not in record}
+    place.push()
     for index, why in failed.items():
         console.warn(f"mock {index} failed: {why}")
     if len(records) < 4:
         why = "".join(f": {text}" for text in list(failed.values())[:1])
         raise GalrayError(
             f"{len(records)} of {len(runs)} mocks were measured{why}",
-            f"see {folder}/failed-*.txt" if failed else "measure more of them: leave out --known",
+            f"see {place.location}/failed-*.txt" if failed else "measure more of them: leave out --known",
         )
     judgements = judge(records, outside(config))
-    result = Calibration(config, folder, records, failed, judgements, len(missing) - len(failed))
+    result = Calibration(config, place, records, failed, judgements, len(missing) - len(failed))
     with console.stage("report", "tables, figures and one page"):
         write_tables(result)
         build_page(result)
+        place.settle()
     return result
 
 

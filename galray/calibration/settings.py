@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from galray.catalog.storage import Location
 from galray.mocks import MilkyWaySettings, ObserveSettings
 from galray.settings import Settings
 
@@ -77,13 +78,13 @@ class CalibrationSettings(Settings):
         description="All else of the mock galaxies; their ball reaches a twentieth beyond the run's own.",
     )
     observe: ObserveSettings = Field(default=ObserveSettings(), description="How they are observed.")
-    cache: str = Field(
+    cache: Location = Field(
         default="",
-        description="Folder of simulated galaxies and finished measurements, which calibrations share; "
-        "calibration-cache in `output` where not given.",
+        description="Folder or URL of simulated galaxies and finished measurements, which calibrations "
+        "share; calibration-cache in `output` where not given.",
     )
-    apply: str = Field(
+    apply: Location = Field(
         default="",
-        description="calibration.ecsv of a finished calibration: a run multiplies its errors by the "
-        "inflation factors found there. Empty: errors as they come out of the budget.",
+        description="calibration.ecsv of a finished calibration, by path or URL: a run multiplies its errors "
+        "by the inflation factors found there. Empty: errors as they come out of the budget.",
     )

@@ -11,6 +11,7 @@ import errno
 import fnmatch
 import getpass
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -24,7 +25,16 @@ from galray.catalog.storage import Storage, StorageSettings, access_denied, is_u
 from galray.errors import GalrayError
 from galray.provenance import write_atomic
 
-__all__ = ["Mirror", "Place", "RemoteFile", "join_url", "open_place", "place_of", "scratch_folder"]
+__all__ = [
+    "Mirror",
+    "Place",
+    "RemoteFile",
+    "join_url",
+    "local_copy",
+    "open_place",
+    "place_of",
+    "scratch_folder",
+]
 
 SCRATCH = "GALRAY_SCRATCH"
 """The environment variable that names a node's folder for copies."""
@@ -63,6 +73,24 @@ def join_url(url: str, *names: str) -> str:
 def open_place(path: Path | str, storage: StorageSettings | None = None) -> Place:
     """The place that a path or URL names."""
     return Mirror(str(path), storage) if is_url(path) else Place(Path(path).absolute())
+
+
+def local_copy(path: str, storage: StorageSettings | None = None) -> Path:
+    """A file of this node by its path; of one at a URL, a copy that is made now.
+
+    Raises:
+        GalrayError: There is no such object, or it cannot be had.
+    """
+    if not is_url(path):
+        return Path(path).expanduser()
+    folder, _, name = path.rpartition("/")
+    place = Mirror(folder, storage)
+    content = place.read(name) if name else None
+    if content is None:
+        raise GalrayError(f"{path}: no such object", "correct the URL")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(place.folder / name, content)
+    return place.folder / name
 
 
 def place_of(folder: Path | str, storage: StorageSettings | None = None) -> Place:
@@ -189,7 +217,8 @@ class Mirror(Place):
         scheme, separator, path = self.url.partition("://")
         parts = [part for part in path.split("/") if part]
         if not separator or not is_url(url) or not parts or {".", ".."} & set(parts) or "@" in parts[0]:
-            raise GalrayError(f"{url}: not a URL of a folder", "name a place such as s3://bucket/folder")
+            shown = re.sub(r"://[^/]*@", "://…@", url)  # a password is not repeated
+            raise GalrayError(f"{shown}: not a URL of a folder", "name a place such as s3://bucket/folder")
         super().__init__(scratch_folder().joinpath(scheme, *parts))
         self.storage = storage or StorageSettings()
 
@@ -380,7 +409,7 @@ class Mirror(Place):
                         if denied
                         else f"free space in {self.folder}, or name another folder with {SCRATCH}"
                         if hopeless
-                        else "check the URL, catalog.storage and the network, and run again: it goes on"
+                        else "check the URL, the storage settings and the network, and run again: it goes on"
                     )
                     raise GalrayError(f"{url}: cannot be {what}: {text}", remedy) from error
             time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))

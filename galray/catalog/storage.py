@@ -7,16 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, cast
+from urllib.parse import unquote
 
 from isal import igzip, isal_zlib
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from galray.errors import GalrayError
 from galray.settings import Settings
 
 __all__ = [
     "CorruptStream",
+    "Location",
     "Storage",
     "StorageSettings",
     "access_denied",
@@ -43,6 +45,25 @@ _EXTRAS = {
 def is_url(path: object) -> bool:
     """True for ``scheme://…``, but not for a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(path)) is not None
+
+
+def _location(text: str) -> str:
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/(?!/)", text):
+        raise ValueError(
+            f"'{text}' is neither a path nor a URL: a URL has two slashes, as s3://bucket/folder"
+        )
+    if re.match(r"[^/]+://[^/]*:[^/]*@", text):  # not to be repeated on terminals and in logs
+        raise ValueError("it holds a password, which a configuration must not: set it in the environment")
+    if text.startswith("file://"):
+        if not text.startswith("file:///"):
+            raise ValueError(f"'{text}' names another machine: file:///folder, or a path, is on this one")
+        return unquote(text.removeprefix("file://"))
+    return text
+
+
+Location = Annotated[str, AfterValidator(_location)]
+"""A path, or a URL without a password; ``file:///…``, as a file system that nodes share may be given, is its
+path."""
 
 
 class StorageSettings(Settings):
@@ -239,11 +260,10 @@ class explained:
         if access_denied(error):
             raise GalrayError(
                 f"{self.url}: access denied: {text}",
-                "set the credentials in the environment, or catalog.storage.skip_signature = true "
-                "for public data",
+                "set the credentials in the environment, or storage.skip_signature = true for public data",
             ) from None
         raise GalrayError(
-            f"{self.url}: cannot be read: {text}", "check the URL, catalog.storage and the network"
+            f"{self.url}: cannot be read: {text}", "check the URL, the storage settings and the network"
         ) from None
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Resources",
     "connect",
     "is_connected",
+    "may_grow",
     "node_leaves",
     "require",
     "resources",
@@ -190,8 +191,11 @@ def without_cluster() -> Iterator[None]:
         _hidden = before
 
 
-def resources() -> Resources:
+def resources(needs: TaskNeeds | None = None) -> Resources:
     """Measure what the connected cluster has, or this machine when there is none.
+
+    Arguments:
+        needs: Count only the nodes that can hold such a task.
 
     Returns:
         The figures; GPUs of a machine without a cluster are those that torch can use.
@@ -201,25 +205,35 @@ def resources() -> Resources:
         return Resources(False, 1, cpus, gpus, cpus, gpus, cpus, gpus, _memory_gb(), 0.0)
     import ray
 
-    total, free = ray.cluster_resources(), ray.available_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    free = ray.available_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive if needs is None or not needs.missing(node)]
+
+    def total(name: str) -> float:
+        return sum(node.get(name, 0.0) for node in nodes)
+
     return Resources(
         connected=True,
         num_nodes=len(nodes),
-        num_cpus=total.get("CPU", 0.0),
-        num_gpus=total.get("GPU", 0.0),
+        num_cpus=total("CPU"),
+        num_gpus=total("GPU"),
         max_node_cpus=max((node.get("CPU", 0.0) for node in nodes), default=0.0),
         max_node_gpus=max((node.get("GPU", 0.0) for node in nodes), default=0.0),
         free_cpus=free.get("CPU", 0.0),
         free_gpus=free.get("GPU", 0.0),
-        memory_gb=total.get("memory", 0.0) / 1e9,
-        object_store_gb=total.get("object_store_memory", 0.0) / 1e9,
+        memory_gb=total("memory") / 1e9,
+        object_store_gb=total("object_store_memory") / 1e9,
     )
 
 
 def task_needs() -> TaskNeeds:
     """What a task of a pass over stars needs by the settings of this process's connection."""
     return _current.settings.tasks if _current is not None else TaskNeeds()
+
+
+def may_grow() -> bool:
+    """Whether the cluster of this process's connection adds nodes when they are asked for."""
+    return _current is not None and _current.settings.autoscaling
 
 
 def require(
@@ -242,7 +256,7 @@ def require(
     """
     needs = needs or TaskNeeds(cpus=num_cpus, gpus=num_gpus)
     have = resources()
-    growing = _current is not None and _current.settings.autoscaling
+    growing = may_grow()
     for name, need, most in (
         ("CPU", needs.cpus, have.max_node_cpus),
         ("GPU", needs.gpus, have.max_node_gpus),

@@ -33,5 +33,5 @@ def calibrate(
     before = len(found.records) - found.new
     failed = f", {len(found.failed)} failed" if found.failed else ""
     typer.echo(f"{len(found.records)} mocks, {before} of them known before{failed}")
-    typer.echo(f"apply it to a run: --set calibration.apply={found.table}")
-    typer.echo(f"report: {found.page}")
+    typer.echo(f"apply it to a run: --set calibration.apply={found.place.location}/{found.table.name}")
+    typer.echo(f"report: {found.place.location}/{found.page.name}")

@@ -18,7 +18,7 @@ MembersOption = Annotated[
     int | None,
     typer.Option(min=1, help="Fits per galaxy: seeds alone below 5, else bootstraps and variants too."),
 ]
-OutputOption = Annotated[Path | None, typer.Option(help="Folder that holds run directories.")]
+OutputOption = Annotated[str | None, typer.Option(help="Folder or URL that holds run directories.")]
 
 
 @app.command()
@@ -38,14 +38,16 @@ def fit(
     from galray.galaxies.run import fit_galaxy
 
     config = load_dwarf_config(source, _overrides(set_, members, output))
-    result, folder = fit_galaxy(config, Console(quiet=quiet), overwrite=overwrite)
+    result, _ = fit_galaxy(config, Console(quiet=quiet), overwrite=overwrite)
     _print_result(result)
-    typer.echo(f"report: {folder / 'report.html'}")
+    typer.echo(f"report: {config.place.location}/report.html")
 
 
 @app.command("fit-all")
 def fit_all(
-    folder: Annotated[Path, typer.Argument(help="Folder of star files with known names, or of TOML files.")],
+    folder: Annotated[
+        str, typer.Argument(help="Folder or URL of star files with known names, or of TOML files.")
+    ],
     set_: SetOption = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this galaxy; may be repeated.")
@@ -65,7 +67,7 @@ def fit_all(
     overrides = _overrides(set_, members, output)
     console = Console(quiet=quiet)
     base = validate_settings(DwarfConfig, {"name": name}, overrides, "--set", REMEDY)
-    jobs, skipped = find_jobs(folder, overrides, only or ())
+    jobs, skipped = find_jobs(folder, overrides, only or (), base.storage)
     if skipped:
         console.say(f"not known by name, left out: {', '.join(skipped)}")
     fleet = fit_galaxies(jobs, base, console, overwrite=overwrite)
@@ -74,7 +76,7 @@ def fit_all(
     for outcome in fleet.failed:
         typer.echo(f"{outcome.name}: failed: {outcome.error}", err=True)
     typer.echo(f"{len(fleet.results)} of {len(fleet.outcomes)} galaxies in {fleet.seconds:.0f} s")
-    typer.echo(f"report: {fleet.page}")
+    typer.echo(f"report: {base.place.location}/report.html")
     if fleet.failed:
         raise typer.Exit(1)
 
@@ -137,7 +139,7 @@ def show(
     typer.echo(to_toml(load_dwarf_config(source, set_)))
 
 
-def _overrides(set_: list[str] | None, members: int | None, output: Path | None) -> list[str]:
+def _overrides(set_: list[str] | None, members: int | None, output: str | None) -> list[str]:
     found = []
     if members is not None:
         found += member_counts(members)

@@ -34,11 +34,11 @@ _SAME_STAR_SIGMA = 5.0
 class DataSettings(Settings):
     """Where the stars are and how their files are to be read."""
 
-    spectroscopy: str = Field(default="", description="File of the stars with velocities.")
+    spectroscopy: str = Field(default="", description="File of the stars with velocities, also at a URL.")
     photometry: str = Field(
         default="",
-        description="File of a fair sample of the light: its profile then comes from these stars. Stars with "
-        "velocities alone were chosen by a spectrograph, not by the light.",
+        description="File or URL of a fair sample of the light: its profile then comes from these stars. "
+        "Stars with velocities alone were chosen by a spectrograph, not by the light.",
     )
     format: Literal["auto", "walker", "gaia_challenge", "table"] = Field(
         default="auto",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from galray.catalog.mirror import Place
-from galray.cluster import is_connected, require, resources
+from galray.cluster import TaskNeeds, is_connected, may_grow, require, resources
 from galray.ensemble.execute import MemberFunction, execute, limit_threads
 from galray.ensemble.members import MemberSpec
 from galray.ensemble.settings import EnsembleSettings
@@ -113,8 +113,11 @@ def concurrent_members(settings: EnsembleSettings, num_members: int, workers: in
         settings: Resources of a member.
         num_members: How many there are.
         workers: Ray Train workers that each starts, of one CPU and on one GPU where there are GPUs.
+
+    Raises:
+        GalrayError: No node can hold a member, or the nodes with its labels not all of its workers.
     """
-    if settings.concurrent == 0 or not is_connected() or not num_members:
+    if not is_connected() or not num_members or (settings.concurrent == 0 and workers == 1):
         return 0
     import ray
 
@@ -124,18 +127,25 @@ def concurrent_members(settings: EnsembleSettings, num_members: int, workers: in
             "run galray on the cluster: submit it as a job, or use the head node's host:6379 address",
         )
     if workers > 1:
-        have = resources()
+        one = TaskNeeds(labels=settings.labels)
+        require(needs=one, what="a worker of a member's training")
+        have = resources(one)
         slots = have.num_cpus / workers
         if have.num_gpus >= workers:
             slots = min(slots, have.num_gpus / workers)
-        if slots < 1:
+        if slots < 1 and not may_grow():
+            labels = ", ".join(f"{key} = {value}" for key, value in settings.labels.items())
             raise GalrayError(
-                f"a member trains on {workers} workers, the Ray cluster has {have.num_cpus:g} CPUs",
+                f"a member trains on {workers} workers, the Ray cluster"
+                f"{f' with the labels {labels}' if labels else ''} has {have.num_cpus:g} CPUs",
                 f"set training.*.workers = {max(int(have.num_cpus), 1)} or fewer, or join a larger cluster",
             )
-        return min(int(slots + 1e-6), num_members, settings.concurrent or num_members)
-    have = require(needs=settings.needs, what="a member of the ensemble")
-    slots = have.num_cpus / settings.cpus_per_member
-    if settings.gpus_per_member:
-        slots = min(slots, have.num_gpus / settings.gpus_per_member)
-    return max(1, min(int(slots + 1e-6), num_members, settings.concurrent or num_members))
+    else:
+        have = require(needs=settings.needs, what="a member of the ensemble")
+        slots = have.num_cpus / settings.cpus_per_member
+        if settings.gpus_per_member:
+            slots = min(slots, have.num_gpus / settings.gpus_per_member)
+        if may_grow():
+            slots = num_members  # nodes come for those that wait
+    most = num_members if settings.concurrent is None else settings.concurrent
+    return min(max(int(slots + 1e-6), 1), num_members, most)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from galray.catalog.mirror import Place
-from galray.catalog.storage import is_url
+from galray.catalog.mirror import Mirror, Place, join_url
+from galray.catalog.storage import Location, StorageSettings, is_url
 from galray.cluster import ClusterSettings
 from galray.config import read_toml, validate_settings
 from galray.dwarf import HaloFitSettings
@@ -162,8 +162,10 @@ class DwarfConfig(Settings):
     """One line for the report."""
     seed: int = Field(default=1, ge=0)
     """The root of every random stream."""
-    output: str = "runs"
-    """Folder that holds run directories."""
+    output: Location = "runs"
+    """Folder or URL (s3://…, gs://…) that holds run directories."""
+    storage: StorageSettings = StorageSettings()
+    """How the object stores of `output` and `data` are reached."""
     galaxy: GalaxySettings = GalaxySettings()
     data: DataSettings = DataSettings()
     mock: SphereMockSettings | None = None
@@ -177,18 +179,20 @@ class DwarfConfig(Settings):
     def _consistent(self) -> DwarfConfig:
         if self.mock is not None and self.data.spectroscopy:
             raise ValueError("data.spectroscopy: leave it empty when [mock] makes the stars")
-        if is_url(self.output):
-            raise ValueError("output: galaxies are fitted into a folder, not to a URL")
         return self
 
     @property
     def place(self) -> Place:
-        """Where the run lives: its directory."""
+        """Where the run lives: its directory, or its URL."""
+        if is_url(self.output):
+            return Mirror(join_url(self.output, self.name), self.storage.signed)
         return Place(self.run_dir.resolve())
 
     @property
     def run_dir(self) -> Path:
-        """The run's directory."""
+        """The run's directory; of a run at a URL, this node's copy."""
+        if is_url(self.output):
+            return self.place.folder
         try:
             return Path(self.output).expanduser() / self.name
         except RuntimeError:
@@ -197,7 +201,7 @@ class DwarfConfig(Settings):
     @property
     def hash(self) -> str:
         """Hash of everything that can change a number."""
-        elsewhere = {"name", "description", "output", "tracking", "cluster"}
+        elsewhere = {"name", "description", "output", "storage", "tracking", "cluster"}
         resources = {"concurrent", "cpus_per_member", "max_crashes"}
         return content_hash(
             self.model_dump(mode="json", exclude={**dict.fromkeys(elsewhere, True), "members": resources})
@@ -223,6 +227,11 @@ def load_dwarf_config(source: str | Path, overrides: list[str] | None = None) ->
     """
     ready = ready_dwarf_configs()
     path = ready.get(str(source), Path(source).expanduser())
+    if is_url(source):
+        raise GalrayError(
+            f"'{source}': a configuration is a file of this machine, which may name stars at a URL",
+            f"use --set data.spectroscopy={source} with one, or `galray dwarf fit-all` for a folder at a URL",
+        )
     if not path.is_file():
         close = difflib.get_close_matches(str(source), ready, 1)
         hint = f"did you mean '{close[0]}'? " if close else ""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from galray.catalog.mirror import local_copy
+from galray.catalog.storage import is_url
 from galray.dwarf.observation import Galaxy, Observation
 from galray.dwarf.reading import read_observation
 from galray.dwarf.settings import HaloFitSettings
@@ -29,14 +31,14 @@ COMPARISON = "core or cusp"
 
 
 def observe(config: DwarfConfig) -> Observation:
-    """The stars of a configuration: read from its files, or drawn from its mock.
+    """The stars of a configuration: read from its files, which may lie at URLs, or drawn from its mock.
 
     Raises:
         GalrayError: Bad data, or no such model.
     """
     galaxy = config.galaxy.resolve(config.name)
     if config.mock is None:
-        observation = read_observation(config.data, galaxy)
+        observation = _read(config, galaxy)
         try:  # what every fit would refuse must be said before one is started
             observation.tracers().check()
         except GalrayError as refused:
@@ -62,6 +64,26 @@ def observe(config: DwarfConfig) -> Observation:
         account={"rows": len(w), "kept": len(w)},
         **moving,
     )
+
+
+def _read(config: DwarfConfig, galaxy: Galaxy) -> Observation:
+    """The stars of the configuration's files; those at URLs keep their names in messages and results."""
+    data, urls = config.data, dict[str, str]()
+    for key in ("spectroscopy", "photometry"):
+        if is_url(url := getattr(data, key)):
+            path = str(local_copy(url, config.storage))
+            data, urls[path] = data.model_copy(update={key: path}), url
+
+    def named(text: str) -> str:
+        for path, url in urls.items():
+            text = text.replace(path, url)
+        return text
+
+    try:
+        observation = read_observation(data, galaxy)
+    except GalrayError as refused:
+        raise GalrayError(named(refused.what), refused.remedy) from None
+    return replace(observation, sources={named(path): digest for path, digest in observation.sources.items()})
 
 
 def variants(settings: MemberSettings) -> list[str]:
@@ -122,7 +144,8 @@ def fit_member(spec: dict[str, Any], folder: str, context: Mapping[str, Any]) ->
     Arguments:
         spec: `MemberSpec.to_dict`.
         folder: Where it may write.
-        context: ``configs``: configuration of each galaxy by name, as plain values.
+        context: ``configs``: configuration of each galaxy by name, as plain values; ``observations``: its
+            stars, which the driver has read, since no two nodes need see the same disk.
 
     Returns:
         Diagnostics of the sampling, ``rho150``, ``mass_half`` and CPU seconds.
@@ -131,7 +154,7 @@ def fit_member(spec: dict[str, Any], folder: str, context: Mapping[str, Any]) ->
 
     name, _, variant = str(spec["family"]).partition("/")
     config = DwarfConfig.model_validate(context["configs"][name])
-    observation = observe(config)
+    observation: Observation = context["observations"][name]
     settings = observation.adapted(config.fit, perspective=config.data.perspective)
     seed = int(spec["streams"]["training"]) % 2**31
     begin = time.process_time()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from galray.catalog.mirror import Mirror, Place, open_place
+from galray.catalog.storage import StorageSettings
 from galray.cluster import connect
 from galray.console import Console
 from galray.dwarf.observation import Observation, counted
@@ -89,14 +91,18 @@ class Fleet:
 
 
 def find_jobs(
-    folder: Path, overrides: list[str] | None = None, only: Sequence[str] = ()
+    folder: Path | str,
+    overrides: list[str] | None = None,
+    only: Sequence[str] = (),
+    storage: StorageSettings | None = None,
 ) -> tuple[list[Job], list[str]]:
     """Find the galaxies of a folder: configurations (``*.toml``) and files of stars with a known name.
 
     Arguments:
-        folder: The folder.
+        folder: The folder, or its URL.
         overrides: ``a.b=value``, for every galaxy.
         only: Names to take; all where empty.
+        storage: How an object store is reached.
 
     Returns:
         The jobs, by name, and the names of files that were not recognised.
@@ -104,8 +110,13 @@ def find_jobs(
     Raises:
         GalrayError: The folder is absent or holds no galaxy.
     """
+    place = open_place(folder, storage)
+    _bring(place)
+    folder = place.folder
     if not folder.is_dir():
-        raise GalrayError(f"{folder}: no such folder", "name the folder that holds the galaxies' files")
+        raise GalrayError(
+            f"{place.location}: no such folder", "name the folder that holds the galaxies' files"
+        )
     jobs: list[Job] = []
     skipped: list[str] = []
     used: set[Path] = set()
@@ -125,20 +136,31 @@ def find_jobs(
         absent = set(only) - {job.name for job in jobs}
         if absent:
             raise GalrayError(
-                f"{folder}: no galaxy {', '.join(sorted(absent))}",
+                f"{place.location}: no galaxy {', '.join(sorted(absent))}",
                 f"it holds {', '.join(job.name for job in jobs) or 'none'}",
             )
         jobs = [job for job in jobs if job.name in only]
     if not jobs:
         raise GalrayError(
-            f"{folder}: holds no galaxy that is known by its file's name",
+            f"{place.location}: holds no galaxy that is known by its file's name",
             "put a configuration (NAME.toml with data.spectroscopy and galaxy.key) there for each",
         )
     names = [job.name for job in jobs]
     for name in names:
         if names.count(name) > 1:
-            raise GalrayError(f"{folder}: two galaxies are called '{name}'", "change `name` in one of them")
+            raise GalrayError(
+                f"{place.location}: two galaxies are called '{name}'", "change `name` in one of them"
+            )
     return jobs, skipped
+
+
+def _bring(place: Place) -> None:
+    """The files of a URL's folder, as they are now, but not what lies in folders below it."""
+    if isinstance(place, Mirror):
+        for path in place.folder.glob("*"):
+            if path.is_file():
+                path.unlink()
+        place.fetch(*(name for name in place.sizes() if "/" not in name))
 
 
 def fit_galaxy(
@@ -161,7 +183,9 @@ def fit_galaxy(
     fleet = fit_galaxies([Job(config.name, config)], config, console, overwrite=overwrite, alone=True)
     outcome = fleet.outcomes[0]
     if outcome.result is None:
-        raise GalrayError(f"{config.name}: {outcome.error}", f"read {fleet.folder}/members/*/error.txt")
+        raise GalrayError(
+            f"{config.name}: {outcome.error}", f"read {config.place.location}/members/*/error.txt"
+        )
     return outcome.result, fleet.folder
 
 
@@ -192,8 +216,9 @@ def fit_galaxies(
     begin = time.monotonic()
     directory = RunDirectory(base, overwrite=overwrite)
     directory.check()
-    with directory.locked():
+    with directory.locked(), ExitStack() as stack:
         directory.claim()
+        stack.callback(directory.save, *(f"{job.name}/" for job in jobs if not alone))
         for quiet in ("ray", "mlflow", "alembic"):
             logging.getLogger(quiet).setLevel(logging.ERROR)
         folder = directory.path
@@ -207,7 +232,7 @@ def fit_galaxies(
         tags = {"galray.git": str(about["git"]), "galray.config": base.hash, "galray.kind": "dwarf"}
         params = base.model_dump(mode="json", exclude={"tracking", "cluster"})
         with Tracker(base.tracking, folder, base.name, params, tags) as tracker:
-            done = _run(specs, jobs, folder, base, console)
+            done = _run(specs, jobs, observations, directory, base, console)
             for job, outcome in zip(jobs, outcomes, strict=True):
                 if job.config is None or job.name not in observations:
                     _track_failure(tracker, outcome)
@@ -258,10 +283,17 @@ def _designs(jobs: Sequence[Job], observations: dict[str, Observation]) -> list[
 
 
 def _run(
-    specs: list[MemberSpec], jobs: Sequence[Job], folder: Path, base: DwarfConfig, console: Console
+    specs: list[MemberSpec],
+    jobs: Sequence[Job],
+    observations: dict[str, Observation],
+    directory: RunDirectory,
+    base: DwarfConfig,
+    console: Console,
 ) -> list[MemberOutcome]:
     """Run the members; a run in which every one failed is told of galaxy by galaxy."""
     configs = {job.name: job.config.model_dump(mode="json") for job in jobs if job.config is not None}
+    context = {"configs": configs, "observations": observations}
+    place = directory.place.below("members")
     ended = 0
     finished: dict[str, MemberOutcome] = {}
 
@@ -274,9 +306,7 @@ def _run(
             advance(ended / len(specs), f"{spec.name}: {outcome.status}")
 
         try:
-            run_members(
-                specs, FUNCTION, folder / "members", {"configs": configs}, base.members.ensemble(), on_done
-            )
+            run_members(specs, FUNCTION, place, context, base.members.ensemble(), on_done)
         except GalrayError:
             if len(finished) < len(specs):  # not the members' own failures
                 raise

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from galray.catalog.mirror import Mirror, Place, scratch_folder
+from galray.cluster import TaskNeeds, is_connected, resources
 from galray.errors import GalrayError
 from galray.phasespace.objectives import objective
 from galray.training.batches import Stripes
@@ -188,7 +189,7 @@ def fit_distributed(
 
     top = storage if isinstance(storage, Place) else Place(Path(storage).resolve())
     place = top.below(name)
-    gpu = _on_gpu(settings, local)
+    gpu = _on_gpu(settings, labels or {}, local)
     config = {
         "kind": kind,
         # What "auto" means is decided here, once for all ranks.
@@ -248,12 +249,10 @@ def _deal(place: Place, model: Any, train: Tensor, validation: Tensor, settings:
     return count
 
 
-def _on_gpu(settings: TrainingSettings, local: bool) -> bool:
-    """Whether workers train on GPUs; ``auto`` asks the cluster, which may have some that this node lacks."""
+def _on_gpu(settings: TrainingSettings, labels: Mapping[str, str], local: bool) -> bool:
+    """Whether workers train on GPUs; ``auto`` asks the nodes that they may go to, not this one."""
     if settings.device != "auto":
         return settings.device == "cuda"
-    import ray
-
-    if local or not ray.is_initialized():
+    if local or not is_connected():
         return torch.cuda.is_available()
-    return bool(ray.cluster_resources().get("GPU", 0) >= settings.min_workers)
+    return resources(TaskNeeds(labels=dict(labels))).num_gpus >= settings.min_workers

@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from galray.catalog.pieces import PieceIndex, read_batches, temporary_name
+from galray.catalog.settings import CatalogSettings
+from galray.catalog.sky_rows import HEALPIX, SkyRows
 from galray.catalog.statistics import ColumnSums, Histograms
 from galray.provenance import file_hash
 
-__all__ = ["HEALPIX", "ParquetSlices", "merge_shard"]
-
-HEALPIX = "_healpix_29"
-"""Nested HEALPix pixel of level 29 (ICRS), HATS's spatial index; pieces carry it where tiles are made."""
+__all__ = ["ParquetSlices", "merge_shard"]
 
 MERGE_BYTES = 128 << 20
 """Rows of a shard that are merged at a time; a larger shard is merged range by range of ``source_id``."""
@@ -36,10 +35,13 @@ class ParquetSlices:
         path: The file; it appears under its name when it is whole.
         schema: Columns and types.
         group_rows: Rows of a row group.
+        compression: As ``catalog.compression``.
         sorted_by: The column that the rows are sorted by.
     """
 
-    def __init__(self, path: Path, schema: pl.Schema, group_rows: int, sorted_by: str | None = None) -> None:
+    def __init__(
+        self, path: Path, schema: pl.Schema, group_rows: int, compression: str, sorted_by: str
+    ) -> None:
         self.path = path
         self.rows = 0
         self._schema = schema.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
@@ -50,12 +52,12 @@ class ParquetSlices:
         # Dictionaries cost four times the rest of the encoding and gain nothing on floats.
         words = [name for name, kind in schema.items() if not kind.is_numeric()]
         names = list(schema)
-        order = None if sorted_by is None else [pq.SortingColumn(names.index(sorted_by), nulls_first=False)]
+        order = [pq.SortingColumn(names.index(sorted_by), nulls_first=False)]
         self._writer = pq.ParquetWriter(
             self._temporary,
             self._schema,
-            compression="zstd",
-            compression_level=1,
+            compression=compression,
+            compression_level=1 if compression == "zstd" else None,
             use_dictionary=words or False,
             sorting_columns=order,
         )
@@ -92,13 +94,18 @@ class ParquetSlices:
 
 
 def merge_shard(
-    folder: Path, index: PieceIndex, schema: pl.Schema, path: Path, group_rows: int, histograms: Histograms
+    folder: Path,
+    index: PieceIndex,
+    schema: pl.Schema,
+    path: Path,
+    group_rows: int,
+    settings: CatalogSettings,
 ) -> dict[str, Any]:
     """Write one shard from the rows that the pieces hold of it.
 
     Rows are sorted by ``source_id``; of rows with the same one the first in the order of the input stays.
-    A column `HEALPIX` of the pieces goes to a file of its own beside the shard, ``*.pixels``: the tiles'
-    index, row by row.
+    Where the pieces have a column `HEALPIX`, the rows go by `SkyRows` to ``*.sky.arrow`` too, and the counts
+    of their pixels to ``*.counts.npy``.
 
     Arguments:
         folder: Where the pieces are.
@@ -106,37 +113,38 @@ def merge_shard(
         schema: Columns and types of the shard.
         path: Where to write.
         group_rows: Rows of a row group.
-        histograms: What is counted.
+        settings: The catalogue's settings.
 
     Returns:
         The manifest's entry, with ``duplicates``, and the column sums and histograms under ``sums`` and
         ``histograms``.
     """
-    out = ParquetSlices(path, schema, group_rows, "source_id")
+    out = ParquetSlices(path, schema, group_rows, settings.compression, "source_id")
+    sky = SkyRows(path.with_suffix(".sky.arrow"), group_rows, settings.tiles.max_level)
     sums = ColumnSums(schema)
+    histograms = Histograms(settings, list(schema))
     counts = histograms.empty()
-    pixels = path.with_suffix(".pixels")
     duplicates = 0
     try:
-        with pixels.open("wb") as pixel_stream:
-            for frames in _portions(folder, index, schema):
-                rows = sum(frame.height for frame in frames)
-                names = [*schema, *([HEALPIX] if HEALPIX in frames[0].columns else [])]
-                frame = pl.concat([f.select(names).cast(schema) for f in frames], rechunk=True)
-                frames.clear()
-                frame = frame[_first_of_each(frame["source_id"].to_numpy())]
-                duplicates += rows - frame.height
-                if HEALPIX in names:
-                    pixel_stream.write(frame[HEALPIX].to_numpy().tobytes())
-                    frame = frame.drop(HEALPIX)
-                sums.add(frame)
-                histograms.add(counts, frame)
-                out.add(frame)
+        for frames in _portions(folder, index, schema):
+            rows = sum(frame.height for frame in frames)
+            names = [*schema, *([HEALPIX] if HEALPIX in frames[0].columns else [])]
+            frame = pl.concat((f.select(names) for f in frames), how="vertical_relaxed", rechunk=True)
+            frames.clear()
+            frame = frame[_first_of_each(frame["source_id"].to_numpy())]
+            duplicates += rows - frame.height
+            if HEALPIX in names:
+                sky.add(frame)
+                frame = frame.drop(HEALPIX)
+            frame = frame.cast(schema)
+            sums.add(frame)
+            histograms.add(counts, frame)
+            out.add(frame)
+        sky.close()
         out.close()
     finally:
+        sky.abandon()
         out.abandon()
-    if not pixels.stat().st_size:
-        pixels.unlink()
     return {
         "file": path.name,
         "rows": out.rows,
@@ -150,11 +158,12 @@ def merge_shard(
 
 def _first_of_each(ids: np.ndarray) -> np.ndarray:
     """Positions that sort the ids, the first in order where several are the same."""
-    if len(ids) > 1 and not (ids[1:] > ids[:-1]).all():
-        order = np.argsort(ids, kind="stable")
-        ordered = ids[order]
-        return order[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-    return np.arange(len(ids))
+    if len(ids) < 2 or (ids[1:] > ids[:-1]).all():
+        return np.arange(len(ids))
+    order = np.argsort(ids)  # a stable sort takes three times as long
+    ordered = ids[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    return np.minimum.reduceat(order, starts)
 
 
 def _portions(folder: Path, index: PieceIndex, schema: pl.Schema) -> Iterator[list[pl.DataFrame]]:

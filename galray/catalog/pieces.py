@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from galray.catalog.selection import SHARD
 
-__all__ = ["PieceIndex", "PieceWriter", "read_batches", "temporary_name"]
+__all__ = ["BatchFile", "PieceIndex", "PieceWriter", "read_batches", "temporary_name"]
 
 FLUSH_ROWS = 200_000
 """Selected rows that a worker holds before it writes them out."""
@@ -28,26 +28,77 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
-class PieceWriter:
-    """Writes selected rows to an Arrow file whose record batches each belong to one shard.
+class BatchFile:
+    """An Arrow file of record batches, and beside it its index: an array with a row for each batch.
 
-    The file appears under its name only when it is whole, and beside it its index: an array with a row
-    (shard, number of rows, least and greatest ``source_id``) for each batch.
+    Both appear under their names only when they are whole.
+
+    Arguments:
+        path: The file, ``*.arrow``; the index is ``*.npy``.
+        columns: Of the index.
+    """
+
+    def __init__(self, path: Path, columns: int) -> None:
+        self.path = path
+        self._columns = columns
+        self._index: list[Sequence[int]] = []
+        self._temporary = temporary_name(path)
+        self._sink: pa.NativeFile | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
+
+    def write(self, frame: pl.DataFrame, counts: Iterable[int], index: Iterable[Sequence[int]]) -> None:
+        """Write rows as batches of these numbers of rows, each with its row of the index."""
+        table: pa.Table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+        if self._writer is None:
+            self._sink = pa.OSFile(str(self._temporary), "wb")
+            self._writer = pa.ipc.new_file(self._sink, table.schema)
+        start = 0
+        for count in counts:
+            self._writer.write_table(table.slice(start, count))
+            start += count
+        self._index += index
+
+    def close(self) -> None:
+        """Publish the file, if there is one."""
+        if self._writer is None or self._sink is None:
+            return
+        self._writer.close()
+        self._sink.close()
+        self._writer = self._sink = None
+        index = temporary_name(self.path)
+        with index.open("wb") as stream:
+            np.save(stream, np.asarray(self._index, dtype=np.int64).reshape(-1, self._columns))
+        index.replace(self.path.with_suffix(".npy"))
+        self._temporary.replace(self.path)
+
+    def abandon(self) -> None:
+        """Let go of a file that was not finished; after `close` this does nothing."""
+        if self._writer is not None and self._sink is not None:
+            # Closing writes the rest, which a full disk refuses: the file is thrown away in any case.
+            for stream in (self._writer, self._sink):
+                try:
+                    stream.close()
+                except (OSError, pa.ArrowException):
+                    continue
+            self._writer = self._sink = None
+        self._temporary.unlink(missing_ok=True)
+
+
+class PieceWriter:
+    """Writes selected rows to a `BatchFile` whose batches each belong to one shard.
+
+    A row of the index is (shard, number of rows, least and greatest ``source_id``).
 
     Arguments:
         path: The file, ``*.arrow``.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.rows = 0
         self.schema: pl.Schema | None = None
-        self._temporary = temporary_name(path)
         self._held: list[pl.DataFrame] = []
         self._held_rows = self._held_bytes = 0
-        self._index: list[tuple[int, int, int, int]] = []
-        self._sink: pa.NativeFile | None = None
-        self._writer: pa.RecordBatchFileWriter | None = None
+        self._file = BatchFile(path, 4)
 
     @property
     def has_rows(self) -> bool:
@@ -71,25 +122,19 @@ class PieceWriter:
         frame = frame.drop(SHARD)
         self.schema = frame.schema
         ids = frame["source_id"].to_numpy()
-        table: pa.Table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
-        if self._writer is None:
-            self._sink = pa.OSFile(str(self._temporary), "wb")
-            self._writer = pa.ipc.new_file(self._sink, table.schema)
-        for shard, start, count in zip(shards.tolist(), starts.tolist(), counts.tolist(), strict=True):
-            self._writer.write_table(table.slice(start, count))
-            part = ids[start : start + count]
-            self._index.append((shard, count, int(part.min()), int(part.max())))
+        index = zip(
+            shards, counts, np.minimum.reduceat(ids, starts), np.maximum.reduceat(ids, starts), strict=True
+        )
+        self._file.write(frame, counts.tolist(), index)
         self.rows += frame.height
 
     def add_schema(self, frame: pl.DataFrame) -> None:
         """Let there be a file even without rows, of the columns of a frame with a column `SHARD`."""
         self._flush()
-        if self._writer is None:
+        if self.schema is None:
             frame = frame.clear().drop(SHARD)
             self.schema = frame.schema
-            self._sink = pa.OSFile(str(self._temporary), "wb")
-            schema = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-            self._writer = pa.ipc.new_file(self._sink, schema)
+            self._file.write(frame, (), ())
 
     def close(self) -> int:
         """Write the rest and publish; returns the number of rows.
@@ -97,29 +142,12 @@ class PieceWriter:
         Without rows and without `add_schema` there is no file.
         """
         self._flush()
-        if self._writer is None or self._sink is None:
-            return 0
-        self._writer.close()
-        self._sink.close()
-        self._writer = self._sink = None
-        index = temporary_name(self.path)
-        with index.open("wb") as stream:
-            np.save(stream, np.asarray(self._index, dtype=np.int64).reshape(-1, 4))
-        index.replace(self.path.with_suffix(".npy"))
-        self._temporary.replace(self.path)
+        self._file.close()
         return self.rows
 
     def abandon(self) -> None:
-        """Let go of a file that was not finished; after `close` this does nothing."""
-        if self._writer is not None and self._sink is not None:
-            # Closing writes the rest, which a full disk refuses: the file is thrown away in any case.
-            for stream in (self._writer, self._sink):
-                try:
-                    stream.close()
-                except (OSError, pa.ArrowException):
-                    continue
-            self._writer = self._sink = None
-        self._temporary.unlink(missing_ok=True)
+        """As `BatchFile.abandon`."""
+        self._file.abandon()
 
 
 @dataclass(frozen=True)

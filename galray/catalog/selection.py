@@ -340,9 +340,11 @@ class Selection:
         ]
         expressions = []
         for name in outputs:
-            value = pl.col(name) if name in batch.columns else pl.lit(None).alias(name)
+            if name not in batch.columns:
+                expressions.append(pl.lit(None).alias(name))  # of no type: it takes no room in the pieces
+                continue
             kind: Any = pl.Float64 if name in _DOUBLE else state_type if name in STATE else pl.Float32
-            expressions.append(value.cast(_OTHER.get(name, kind)))
+            expressions.append(pl.col(name).cast(_OTHER.get(name, kind)))
         if self.settings.weight_column:
             expressions.append(pl.col(self.settings.weight_column).cast(pl.Float32).alias("weight"))
         expressions += [pl.col(n) for n in dict.fromkeys(self.settings.keep_columns) if n not in outputs]

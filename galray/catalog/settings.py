@@ -356,6 +356,10 @@ class CatalogSettings(Settings):
         default_factory=TileSettings,
         description="Limits of the tiles.",
     )
+    compression: Literal["lz4", "zstd"] = Field(
+        default="lz4",
+        description="Of shards and tiles: zstd takes an eighth less room, and twice the time both ways.",
+    )
     allow_bad: int = Field(
         default=0,
         ge=0,

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from galray.catalog.crew import Crew
 from galray.catalog.inputs import InputUnit
-from galray.catalog.merge import HEALPIX
 from galray.catalog.mirror import Place
 from galray.catalog.pieces import PieceIndex
 from galray.catalog.quality import parse_cuts
@@ -21,6 +19,7 @@ from galray.catalog.quarantine import too_many_bad
 from galray.catalog.rvs_selection import SELECTION_FILES, RVTally
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import store_hash
+from galray.catalog.sky_rows import HEALPIX
 from galray.catalog.statistics import Histograms, column_statistics, per_shard
 from galray.catalog.tiles import Tile, partition, tile_limit
 from galray.catalog.workers import VIEWS, piece_name
@@ -33,7 +32,7 @@ Progress = Callable[[int, int, str], None]
 """Called with done and total work (as bytes of input) and a line of text."""
 
 _GROUP_ROWS = 131_072
-_MIN_GROUP_ROWS = 4096
+_MIN_GROUP_ROWS = 16_384
 
 
 class Stages:
@@ -199,8 +198,8 @@ class Stages:
         count = self.settings.num_shards
         rows = int(index.entries[:, 3].sum())
         del index
-        # Small enough that a tile reads little beyond its own rows from each of the shards.
-        group_rows = min(max(rows // count // 32, _MIN_GROUP_ROWS), _GROUP_ROWS)
+        # Small enough that a tile reads little beyond its own rows of each shard.
+        group_rows = min(max(rows // count // 8, _MIN_GROUP_ROWS), _GROUP_ROWS)
         jobs = [("merge", (s, view, self.out, f"schema-{view}.parquet", group_rows)) for s in range(count)]
         entries: dict[int, dict[str, Any]] = {}
         tiled = "tiles" in self.settings.views
@@ -231,12 +230,10 @@ class Stages:
             "hash": store_hash(shards, self.settings.frame.build().as_dict()),
         }
         if tiled:
-            manifest["tiles"] = self._tile(view, manifest, group_rows, start + share * 0.6, share * 0.4)
+            manifest["tiles"] = self._tile(view, manifest, start + share * 0.6, share * 0.4)
         return manifest
 
-    def _tile(
-        self, view: str, manifest: dict[str, Any], group_rows: int, start: float, share: float
-    ) -> dict[str, Any]:
+    def _tile(self, view: str, manifest: dict[str, Any], start: float, share: float) -> dict[str, Any]:
         """Cut the shards' stars into tiles; returns the manifest's part on them."""
         folder = self.work / self.out / view
         shutil.rmtree(folder / "sky", ignore_errors=True)
@@ -250,7 +247,7 @@ class Stages:
         # Enough groups for all workers; which tiles share a job changes nothing in them.
         share_rows = -(-manifest["num_rows"] // (2 * max(self.crew.num_workers, 1)))
         groups = _grouped(tiles, min(limit, max(share_rows, _GROUP_ROWS)))
-        jobs = [("tile", (group, view, self.out, group_rows)) for group in groups]
+        jobs = [("tile", (group, view, self.out, f"schema-{view}.parquet")) for group in groups]
         entries: dict[int, list[dict[str, Any]]] = {}
         for number, answer in self._answers(jobs):
             entries[number] = answer["tiles"]
@@ -281,17 +278,17 @@ class Stages:
         """Columns and types that hold every piece's."""
         frames = []
         for name in sorted(self._schemas[view].values()):
-            with pa.OSFile(str(self.work / name)) as source:
-                empty = pl.from_arrow(pa.ipc.open_file(source).schema.empty_table())
-            assert isinstance(empty, pl.DataFrame)
-            frames.append(empty.drop(HEALPIX, strict=False))
+            kinds = pl.read_ipc_schema(self.work / name)
+            frames.append(pl.Schema(kinds).to_frame().drop(HEALPIX, strict=False))
         try:
-            return pl.concat(frames, how="vertical_relaxed").schema
+            schema = pl.concat(frames, how="vertical_relaxed").schema
         except pl.exceptions.PolarsError as error:
             raise GalrayError(
                 f"a kept column has different types in different files: {str(error).splitlines()[0]}",
                 "drop it from catalog.keep_columns, or make the files agree",
             ) from None
+        # What no file has are errors, correlations and magnitudes.
+        return pl.Schema({name: pl.Float32 if kind == pl.Null else kind for name, kind in schema.items()})
 
 
 def _grouped(tiles: list[Tile], limit: int) -> list[list[Tile]]:

@@ -34,30 +34,25 @@ class ColumnSums:
             return
         for name, nulls in frame.null_count().row(0, named=True).items():
             self.values[name]["nulls"] += nulls
-        columns = {}
-        for n in self.numbers:
-            value = pl.col(n).cast(pl.Float64)
-            if frame.schema[n].is_float() and not frame[n].is_finite().all(ignore_nulls=True):
-                value = pl.when(value.is_finite()).then(value)  # inf would be its own mean and range
-            columns[n] = value
-        reduced = frame.select(
-            *(value.count().alias(f"count {n}") for n, value in columns.items()),
-            *(value.min().alias(f"min {n}") for n, value in columns.items()),
-            *(value.max().alias(f"max {n}") for n, value in columns.items()),
-            *(value.sum().alias(f"sum {n}") for n, value in columns.items()),
-            *(value.dot(value).alias(f"squares {n}") for n, value in columns.items()),
-        ).row(0, named=True)
-        for name in columns:
-            if not reduced[f"count {name}"]:
-                continue
-            own = self.values[name]
-            own["count"] = own.get("count", 0) + reduced[f"count {name}"]
-            own["min"] = min(own.get("min", np.inf), reduced[f"min {name}"])
-            own["max"] = max(own.get("max", -np.inf), reduced[f"max {name}"])
-            for what in ("sum", "squares"):
-                total = own.get(what, 0.0) + reduced[f"{what} {name}"]
-                # Sums of the largest numbers overflow, and JSON has no infinity.
-                own[what] = min(max(total, -_LARGEST), _LARGEST)
+        for name in self.numbers:
+            self._add(self.values[name], frame[name].drop_nulls().cast(pl.Float64).to_numpy())
+
+    @staticmethod
+    def _add(own: dict[str, Any], values: np.ndarray) -> None:
+        with np.errstate(over="ignore"):
+            squares = np.dot(values, values)
+            if not np.isfinite(squares):
+                values = values[np.isfinite(values)]  # inf would be its own mean and range
+                squares = np.dot(values, values)
+            sums = {"sum": float(values.sum()), "squares": float(squares)}
+        if not len(values):
+            return
+        own["count"] = own.get("count", 0) + len(values)
+        own["min"] = min(own.get("min", np.inf), float(values.min()))
+        own["max"] = max(own.get("max", -np.inf), float(values.max()))
+        for what, total in sums.items():
+            # Sums of the largest numbers overflow, and JSON has no infinity.
+            own[what] = min(max(own.get(what, 0.0) + total, -_LARGEST), _LARGEST)
 
 
 class Histograms:
@@ -100,16 +95,12 @@ class Histograms:
         """Count rows; a missing value is in no bin."""
         if not frame.height:
             return
-        slots = frame.select(
-            ((value.cast(pl.Float64) - low) * (number / (high - low)) + 1.0)
-            .clip(0.0, number + 1.0)
-            .floor()
-            .cast(pl.Int32)
-            .alias(name)
-            for name, (value, low, high, number) in self.bins.items()
-        )
-        for name in self.bins:
-            counts[name] += np.bincount(slots[name].drop_nulls().to_numpy(), minlength=len(counts[name]))
+        quantities = frame.select(bins[0].cast(pl.Float64).alias(name) for name, bins in self.bins.items())
+        for name, (_, low, high, number) in self.bins.items():
+            values = quantities[name].drop_nulls().to_numpy()
+            with np.errstate(over="ignore"):
+                slots = np.clip((values - low) * (number / (high - low)) + 1.0, 0.0, number + 1.0)
+            counts[name] += np.bincount(slots.astype(np.intp), minlength=number + 2)
 
     def describe(self, counts: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The counts with their bins in plain values, as the manifest holds them."""

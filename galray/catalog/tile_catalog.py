@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from galray.catalog.merge import HEALPIX
+from galray.catalog.sky_rows import HEALPIX
 from galray.provenance import write_atomic
 
 __all__ = ["write_hats_metadata"]

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from galray.catalog.merge import HEALPIX, ParquetSlices
+from galray.catalog.merge import ParquetSlices
 from galray.catalog.settings import CatalogSettings, TileSettings
+from galray.catalog.sky_rows import HEALPIX, LEVEL, rows_between
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
 from galray.provenance import file_hash
 
 __all__ = [
     "Tile",
-    "block_ranges",
     "healpix_29",
     "partition",
-    "pixel_counts",
     "sky_positions",
     "tile_limit",
     "write_tiles",
 ]
 
-_LEVEL = 29
-_READ_ROWS = 131_072
+_GROUP_ROWS = 131_072
 
 
 class Tile(NamedTuple):
@@ -40,7 +39,7 @@ class Tile(NamedTuple):
 
     def range_29(self) -> tuple[int, int]:
         """First, and one past the last, pixel of level 29 in it."""
-        shift = 2 * (_LEVEL - self.level)
+        shift = 2 * (LEVEL - self.level)
         return self.pixel << shift, (self.pixel + 1) << shift
 
     def path(self) -> str:
@@ -70,21 +69,7 @@ def healpix_29(stars: pl.DataFrame, frame: GalacticFrame) -> np.ndarray:
     import hpgeom
 
     ra, dec = sky_positions(stars, frame)
-    return hpgeom.angle_to_pixel(2**_LEVEL, ra, dec, nest=True).astype(np.int64, copy=False)
-
-
-def pixel_counts(pixels_29: np.ndarray, level: int) -> np.ndarray:
-    """Sparse counts of stars in the pixels of a level, (2, k) int64: pixels and numbers."""
-    pixels = pixels_29 >> 2 * (_LEVEL - level)
-    if not len(pixels):
-        return np.empty((2, 0), dtype=np.int64)
-    first = int(pixels.min())
-    if int(pixels.max()) - first < 16 * len(pixels) + 10_000:
-        # Counting in an array is several times faster than sorting, where the array is not huge.
-        numbers = np.bincount(pixels - first)
-        found = np.flatnonzero(numbers)
-        return np.stack([found + first, numbers[found]])
-    return np.stack(np.unique(pixels, return_counts=True)).astype(np.int64)
+    return hpgeom.angle_to_pixel(2**LEVEL, ra, dec, nest=True).astype(np.int64, copy=False)
 
 
 def partition(counts: np.ndarray, limit: int, settings: TileSettings) -> list[Tile]:
@@ -129,29 +114,19 @@ def tile_limit(settings: TileSettings, rows: int, size: int) -> int:
     return max(min(settings.max_rows, int(settings.max_mb * 1e6 / width)), 1)
 
 
-def block_ranges(pixels: Path, block: int) -> np.ndarray:
-    """Least and greatest level-29 pixel in each block of a shard's rows, (k, 2) int64."""
-    ranges = []
-    with pixels.open("rb") as stream:
-        while len(part := np.fromfile(stream, dtype=np.int64, count=block)):
-            ranges.append((part.min(), part.max()))
-    return np.asarray(ranges, dtype=np.int64).reshape(-1, 2)
-
-
 def write_tiles(
-    folder: Path, tiles: Sequence[Tile], settings: CatalogSettings, block: int
+    folder: Path, tiles: Sequence[Tile], schema: pl.Schema, settings: CatalogSettings
 ) -> list[dict[str, Any]]:
-    """Write tiles that follow each other on the sky from the shards of a folder.
+    """Write tiles that follow each other on the sky, from what `SkyRows` wrote of each shard.
 
     Rows are sorted by level-29 pixel, then ``source_id``. A file that turns out larger than ``max_mb`` is
     cut into its four child pixels.
 
     Arguments:
-        folder: Holds the shards, with their pixels and the blocks' ranges beside them; the tiles go to its
-            ``sky/dataset``.
+        folder: Holds the shards' rows, ``*.sky.arrow``; the tiles go to its ``sky/dataset``.
         tiles: Which.
+        schema: Columns and types of the shards.
         settings: The catalogue's settings.
-        block: Rows of a block.
 
     Returns:
         The manifest's entries of the tiles written.
@@ -160,17 +135,14 @@ def write_tiles(
         GalrayError: A tile of the deepest level allowed is larger than ``max_mb``.
     """
     low, high = tiles[0].range_29()[0], tiles[-1].range_29()[1]
-    frames, keys = [], []
-    for path in sorted(folder.glob("shard-*.parquet")):
-        for frame, pixels in _rows_between(path, low, high, block):
-            frames.append(frame)
-            keys.append(pixels)
-    frame = pl.concat(frames, rechunk=False)
-    frames.clear()
-    pixels = np.concatenate(keys)
-    order = np.lexsort((frame["source_id"].to_numpy(), pixels))
+    rows = (rows_between(path, low, high) for path in sorted(folder.glob("shard-*.sky.arrow")))
+    # In one chunk, of which rows are gathered five times faster than of many.
+    frame = pl.concat(itertools.chain.from_iterable(rows), how="vertical_relaxed", rechunk=True)
+    pixels = frame[HEALPIX].to_numpy()
+    order = np.argsort(pixels)
+    if np.any(pixels[order[1:]] == pixels[order[:-1]]):  # rare, and four times slower
+        order = np.lexsort((frame["source_id"].to_numpy(), pixels))
     pixels = pixels[order]
-    galactic = settings.frame.build()
     entries: list[dict[str, Any]] = []
     waiting = list(reversed(tiles))
     while waiting:
@@ -180,7 +152,7 @@ def write_tiles(
             continue
         path = folder / "sky" / "dataset" / tile.path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, frame, order[start:stop], pixels[start:stop], galactic)
+        _write(path, frame, order[start:stop], schema, settings)
         size = path.stat().st_size
         if size > settings.tiles.max_mb * 1e6:
             path.unlink()
@@ -205,44 +177,22 @@ def write_tiles(
     return entries
 
 
-def _rows_between(path: Path, low: int, high: int, block: int) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
-    """A shard's rows with level-29 pixels in [low, high), and these."""
-    blocks = path.with_suffix(".blocks.npy")
-    if not blocks.exists():
-        return  # a shard without stars
-    ranges = np.load(blocks)
-    hits = np.flatnonzero((ranges[:, 0] < high) & (ranges[:, 1] >= low))
-    if not len(hits):
-        return
-    shard = pl.scan_parquet(path, glob=False)
-    with path.with_suffix(".pixels").open("rb") as stream:
-        for run in np.split(hits, np.flatnonzero(np.diff(hits) > 1) + 1):
-            step = max(_READ_ROWS // block, 1)
-            for first in range(int(run[0]), int(run[-1]) + 1, step):
-                count = min(step, int(run[-1]) + 1 - first) * block
-                stream.seek(8 * first * block)
-                pixels = np.fromfile(stream, dtype=np.int64, count=count)
-                inside = (pixels >= low) & (pixels < high)
-                if inside.any():
-                    frame = shard.slice(first * block, len(pixels)).collect()
-                    yield (frame, pixels) if inside.all() else (frame.filter(inside), pixels[inside])
-
-
 def _write(
-    path: Path, frame: pl.DataFrame, rows: np.ndarray, pixels: np.ndarray, galactic: GalacticFrame
+    path: Path, frame: pl.DataFrame, rows: np.ndarray, schema: pl.Schema, settings: CatalogSettings
 ) -> None:
     """Write one tile; stars of 6D tables get their place on the sky, as seen from the Sun."""
     out: ParquetSlices | None = None
     try:
-        for start in range(0, len(rows), _READ_ROWS):
-            part = frame[rows[start : start + _READ_ROWS]]
-            columns = [pl.Series(HEALPIX, pixels[start : start + _READ_ROWS])]
-            if not {"ra", "dec"} <= {*part.columns}:
-                ra, dec = sky_positions(part, galactic)
-                columns += [pl.Series("ra", ra), pl.Series("dec", dec)]
-            part = pl.DataFrame(columns).hstack(part.drop([c.name for c in columns], strict=False))
+        for start in range(0, len(rows), _GROUP_ROWS):
+            part = frame[rows[start : start + _GROUP_ROWS]].cast(schema)
+            first = [HEALPIX]
+            if not {"ra", "dec"} <= {*schema}:
+                ra, dec = sky_positions(part, settings.frame.build())
+                part = part.with_columns(pl.Series("ra", ra), pl.Series("dec", dec))
+                first += ["ra", "dec"]
+            part = part.select(*first, *(name for name in schema if name not in first))
             if out is None:
-                out = ParquetSlices(path, part.schema, _READ_ROWS, HEALPIX)
+                out = ParquetSlices(path, part.schema, _GROUP_ROWS, settings.compression, HEALPIX)
             out.add(part)
         if out is not None:
             out.close()

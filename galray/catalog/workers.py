@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ import numpy as np
 import polars as pl
 
 from galray.catalog.inputs import InputUnit
-from galray.catalog.merge import HEALPIX, merge_shard
+from galray.catalog.merge import merge_shard
 from galray.catalog.mirror import Place
 from galray.catalog.pieces import PieceIndex, PieceWriter
 from galray.catalog.readers import open_unit
 from galray.catalog.selection import Selection
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import SIDE_VIEWS
-from galray.catalog.statistics import Histograms
+from galray.catalog.sky_rows import HEALPIX, add_counts, pixel_counts
 from galray.catalog.tile_catalog import write_hats_metadata
-from galray.catalog.tiles import Tile, block_ranges, healpix_29, pixel_counts, write_tiles
+from galray.catalog.tiles import Tile, healpix_29, write_tiles
 from galray.errors import GalrayError
 from galray.provenance import content_hash, write_atomic
 
@@ -162,7 +162,7 @@ class Worker:
         }
         for view, counts in pixels.items():
             if counts:
-                write_counts(self.folder / f"{name}.{view}.pixels.npy", counts)
+                np.save(self.folder / f"{name}.{view}.pixels.npy", add_counts(counts))
         return {
             "file": {**unit.state(), "sha256": checksum, "rows": row - source.first_row},
             "kind": selection.kind,
@@ -212,25 +212,18 @@ class Worker:
         self.place.fetch(*(index.files[number] for number in np.unique(index.entries[:, 0])))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"shard-{shard:05d}.parquet"
-        histograms = Histograms(self.settings, list(schema))
-        entry = merge_shard(self.folder, index, schema, path, group_rows, histograms)
-        pixels = path.with_suffix(".pixels")
-        if pixels.exists():
-            with path.with_suffix(".blocks.npy").open("wb") as stream:
-                np.save(stream, block_ranges(pixels, group_rows))
-            level = self.settings.tiles.max_level
-            with pixels.open("rb") as stream:
-                parts = [pixel_counts(part, level) for part in _chunks(stream)]
-            write_counts(path.with_suffix(".counts.npy"), parts)
+        entry = merge_shard(self.folder, index, schema, path, group_rows, self.settings)
         # As text: a sum of squares may be infinite, which JSON does not know and Python's does.
         write_atomic(path.with_suffix(".json"), json.dumps(entry))
         self.place.push(f"{name}.*", last=[f"{name}.json"])
         return {"entry": entry, "reused": False}
 
-    def tile(self, tiles: Sequence[Tile], view: str, out: str, group_rows: int) -> dict[str, Any]:
-        """Write a few tiles that follow each other on the sky, from the finished shards."""
-        self.place.pull(f"{out}/{view}/shard-*", prefix=f"{out}/{view}")
-        entries = write_tiles(self.folder / out / view, tiles, self.settings, group_rows)
+    def tile(self, tiles: Sequence[Tile], view: str, out: str, schema_file: str) -> dict[str, Any]:
+        """Write a few tiles that follow each other on the sky, when all shards have been merged."""
+        self.place.fetch(f"{out}/{schema_file}")
+        self.place.pull(f"{out}/{view}/shard-*.sky.*", prefix=f"{out}/{view}")
+        schema = pl.Schema(pl.read_parquet_schema(self.folder / out / schema_file))
+        entries = write_tiles(self.folder / out / view, tiles, schema, self.settings)
         self.place.push(*(f"{out}/{view}/sky/{entry['file']}" for entry in entries))
         return {"tiles": entries}
 
@@ -242,20 +235,6 @@ class Worker:
         write_hats_metadata(self.folder / out / view / "sky", tiles, about)
         self.place.push(f"{out}/{view}/sky/**/*")
         return {}
-
-
-def _chunks(stream: Any, size: int = 1 << 20) -> Iterator[np.ndarray]:
-    while len(part := np.fromfile(stream, dtype=np.int64, count=size)):
-        yield part
-
-
-def write_counts(path: Path, counts: Sequence[np.ndarray]) -> None:
-    """Write sparse counts of pixels, (2, k): pixels and their numbers of stars, added up."""
-    both = np.concatenate(counts, axis=1)
-    pixels, inverse = np.unique(both[0], return_inverse=True)
-    numbers = np.bincount(inverse, weights=both[1]).astype(np.int64)
-    with path.open("wb") as stream:
-        np.save(stream, np.stack([pixels, numbers]))
 
 
 def _plain_schema(schema: pl.Schema | None) -> list[list[str]]:

@@ -96,7 +96,8 @@ def mock(config: ConfigArgument, set_: SetOption = None, overwrite: OverwriteOpt
     pipeline = make_pipeline(config, set_, overwrite=overwrite)
     folder = pipeline.run_mock()
     files = sorted(folder.glob("*.csv.gz"))
-    typer.echo(f"{len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB in {folder}")
+    where = pipeline.directory.place.below(folder.name).location
+    typer.echo(f"{len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB in {where}")
 
 
 @app.command()
@@ -109,7 +110,8 @@ def train(
     """Train one model of a family (the base member of the ensemble) and measure its field."""
     pipeline = make_pipeline(config, set_, overwrite=overwrite)
     folder = pipeline.run_base_member(family)
-    typer.echo(f"{family}: trained; model, field and curve in {folder}")
+    where = pipeline.directory.place.below("members").below(folder.name).location
+    typer.echo(f"{family}: trained; model, field and curve in {where}")
 
 
 @app.command()
@@ -166,9 +168,10 @@ def report(run_dir: Annotated[str, typer.Argument(help="A run directory, or its 
     from galray.report import build
     from galray.rundir import load_run
 
-    page = build(load_run(run_dir).folder)
+    run = load_run(run_dir)
+    build(run.folder)
     open_place(run_dir).push("report.html", "figures/**/*")
-    typer.echo(str(page))
+    typer.echo(f"{run.location}/report.html")
 
 
 @app.command()
@@ -229,7 +232,7 @@ def config_check(config: ConfigArgument, set_: SetOption = None) -> None:
     from galray.config import load_config
 
     loaded = load_config(config, set_)
-    typer.echo(f"{config}: valid; run directory {loaded.run_dir}, hash {loaded.hash}")
+    typer.echo(f"{config}: valid; run directory {loaded.place.location}, hash {loaded.hash}")
 
 
 def _run(

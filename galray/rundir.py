@@ -177,7 +177,7 @@ class RunDirectory:
     def _discard(self) -> None:
         """Delete what the other run left: only what a run writes, never a folder that looks foreign."""
         self.place.remove(*{name.split("/")[0] for name in self.place.sizes()} - {LEASE})
-        for child in self.path.iterdir():
+        for child in self.path.iterdir() if self.path.is_dir() else ():  # a copy of a URL is not there yet
             if child.name != ".lock":
                 shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from galray.calibration import LEVELS, CalibrationSettings, Claims, PriorSettings, coverage, fit_inflation
 from galray.calibration.inflation import inflate, read_calibration
-from galray.calibration.mocks import check, differences, draw, galaxy_config, mock_config
+from galray.calibration.mocks import cache_place, check, differences, draw, galaxy_config, mock_config
 from galray.calibration.run import FEWEST, Calibration, calibrate, judge
 from galray.calibration.tables import write_tables
 from galray.catalog.mirror import SCRATCH, Mirror, Place
@@ -236,7 +236,11 @@ def test_priors_beyond_what_mocks_can_be(tmp_path, prior, message):
         config_of(tmp_path, f"calibration.prior.{key}={value}")
 
 
-def test_what_cannot_be_calibrated(tmp_path):
+def test_what_cannot_be_calibrated(tmp_path, s3_storage):
+    reached = overrides_of({"catalog.storage": s3_storage.model_dump(exclude_defaults=True)})
+    for key in ("output", "calibration.cache"):
+        with pytest.raises(GalrayError, match=r"s3://nowhere/x.*: The specified bucket does not exist"):
+            calibrate(config_of(tmp_path, *reached, f"{key}=s3://nowhere/x"))
     with pytest.raises(GalrayError, match="balls up to"):
         check(config_of(tmp_path, "catalog.ball.radius_kpc=5.9"))
     with pytest.raises(GalrayError, match=r"calibration\.mocks"):
@@ -331,8 +335,13 @@ def test_a_calibration_at_a_url_goes_on_on_another_node(tmp_path, s3_storage, mo
     apply = f"calibration.apply={found.place.location}/calibration.ecsv"
     with pytest.raises(GalrayError, match=r"apply: s3://galray/calibrated/tiny-calib.*: 4 mocks are too few"):
         read_calibration(config_of(tmp_path, *reached, apply))
-    with pytest.raises(GalrayError, match=r"s3://galray/calibrated/no\.ecsv: no such object"):
-        read_calibration(config_of(tmp_path, *reached, "calibration.apply=s3://galray/calibrated/no.ecsv"))
+    for url, message in (
+        ("s3://galray/calibrated/no.ecsv", r"no\.ecsv: no such object"),
+        ("s3://galray", "s3://galray: not the URL of a file"),
+        ("s3://galray/calibrated/", "calibrated/: not the URL of a file"),
+    ):
+        with pytest.raises(GalrayError, match=message):
+            read_calibration(config_of(tmp_path, *reached, f"calibration.apply={url}"))
 
 
 def test_a_mock_that_fails_is_counted(tmp_path, monkeypatch, cache):
@@ -363,22 +372,31 @@ def test_tasks_of_ray_measure_the_same(tmp_path, ray_session, cache):
 
 
 @pytest.mark.cluster
-def test_a_killed_calibration_goes_on(tmp_path):
-    config = config_of(tmp_path)
+@pytest.mark.parametrize("at", ["folder", "s3"])
+def test_a_killed_calibration_goes_on(tmp_path, s3_storage, at):
+    reached = overrides_of({"catalog.storage": s3_storage.model_dump(exclude_defaults=True)})
+    where = [] if at == "folder" else ["output=s3://galray/killed", *reached]
+    config = config_of(tmp_path, *where)
     command = [sys.executable, "-m", "galray.cli", "calibrate", str(tmp_path / "tiny.toml"), "--quiet"]
-    for text in ('methods=["moments"]', "cluster.num_cpus=2", "tracking.enabled=false"):
+    for text in ('methods=["moments"]', "cluster.num_cpus=2", "tracking.enabled=false", *where):
         command += ["--set", text]
-    records = tmp_path / "calibration-cache" / "measurements"
+    place = cache_place(config).below("measurements")
+
+    def records():
+        """Each finished measurement, which tells when it was made."""
+        names = [name for name in place.sizes() if "/" not in name and name.endswith(".json")]
+        return {name: place.read(name) for name in names}
+
     process = subprocess.Popen(command)
-    while process.poll() is None and not list(records.glob("*.json")):
+    while process.poll() is None and not records():
         time.sleep(0.1)
     process.kill()
     process.wait()
-    done = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
+    done = records()
     assert 1 <= len(done) < 4
     subprocess.run(command, check=True)
-    assert len(list(records.glob("*.json"))) == 4
-    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(records()) == 4
+    assert records().items() >= done.items()
     assert calibrate(config).new == 0
 
 

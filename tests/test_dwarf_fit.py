@@ -246,7 +246,7 @@ def test_mistakes_in_files_at_a_url_are_told_by_the_url(tmp_path: Path, s3_stora
     for name, message in (
         ("bad/stars.csv", r"^s3://galray/bad/stars\.csv: row 1 column velocity_error: an error of -2 km/s"),
         ("bad/no.csv", r"^s3://galray/bad/no\.csv: no such object"),
-        ("bad/", r"^s3://galray/bad/: no such object"),
+        ("bad/", r"^s3://galray/bad/: not the URL of a file"),
     ):
         options = [*SMALL, *INSIDE, *reached, "output=s3://galray/refused"]
         config = validate_settings(DwarfConfig, {"data": {"spectroscopy": f"s3://galray/{name}"}}, options)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from galray.catalog.lease import LEASE
+from galray.catalog.storage import StorageSettings
 from galray.config import RunConfig, load_config
 from galray.errors import GalrayError
+from galray.galaxies.config import DwarfConfig
 from galray.measurement import load_evaluation
 from galray.provenance import write_atomic
 from galray.rundir import RunDirectory, read_json, whole_folder
@@ -211,13 +214,16 @@ def test_repeat_that_finds_all_done_keeps_the_time(config: RunConfig) -> None:
     assert directory.stage_seconds()["catalog"] == 100.0
 
 
-def work_until(directory: RunDirectory, error: BaseException, *, stage: str = "") -> None:
-    """Claim the directory, begin to work, perhaps finish a stage, and fail."""
+def work_until(directory: RunDirectory, error: BaseException, *, stage: str = "", member: str = "") -> None:
+    """Claim the directory, begin to work, perhaps finish a stage or a member, and fail."""
     with directory.locked():
         directory.claim()
         (directory.path / "shards").mkdir(exist_ok=True)
         if stage:
             directory.stage(stage, 1, lambda: None)
+        if member:
+            (directory.path / member).mkdir(parents=True)
+            directory.place.write(f"{member}/result.json", b"{}")
         raise error
 
 
@@ -233,6 +239,26 @@ def test_mistake_in_a_new_directory_leaves_none(config: RunConfig) -> None:
     with pytest.raises(GalrayError, match="no such column"):
         work_until(directory, GalrayError("no such column", "name another"))
     assert not directory.path.exists()
+
+
+@pytest.mark.parametrize("at", ["folder", "s3"])
+def test_mistake_never_discards_a_finished_member(
+    tmp_path: Path, s3_storage: StorageSettings, at: str
+) -> None:
+    """Also where there are no stages, as in fits of dwarf galaxies, and at a URL."""
+    output = "s3://galray/mistakes" if at == "s3" else str(tmp_path / "runs")
+    directory = RunDirectory(DwarfConfig(name="mistaken", output=output, storage=s3_storage))
+    mistake = GalrayError("no such column", "name another")
+    for member, left in (("", False), ("members/000", True), ("", True)):
+        with pytest.raises(GalrayError, match="no such column"):
+            work_until(directory, mistake, member=member)
+        assert ("members/000/result.json" in directory.place.sizes()) is left
+        assert bool(directory.place.sizes()) is left
+    other = RunDirectory(directory.config.model_copy(update={"seed": 9}), overwrite=True)
+    with other.locked():
+        other.claim()
+        other.save()
+    assert set(other.place.sizes()) - {".lock", LEASE} == {"config.toml", "config_hash"}, "asked to, it does"
 
 
 def test_mistake_after_a_finished_stage_keeps_it(config: RunConfig) -> None:

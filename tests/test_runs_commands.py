@@ -94,6 +94,8 @@ def test_compare_shows_what_differs(store):
 def test_what_is_not_there_is_said(store, tmp_path):
     with pytest.raises(GalrayError, match="no MLflow store here"):
         invoke("runs", "list", "--output", tmp_path)
+    with pytest.raises(GalrayError, match="s3://bucket/runs: MLflow keeps its runs in no object store"):
+        invoke("runs", "list", "--output", "s3://bucket/runs")
     with pytest.raises(GalrayError, match="no such file"):
         invoke("runs", "list", "--uri", f"sqlite:///{tmp_path}/absent.db")
     assert not (tmp_path / "absent.db").exists()

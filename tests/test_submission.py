@@ -38,8 +38,15 @@ def test_nobody_at_the_address_is_said_at_once(monkeypatch):
 
 
 def test_relative_paths_do_not_travel():
+    nobody = ("--address", "http://127.0.0.1:1")  # asked only when all else is well
     with pytest.raises(GalrayError, match="output: 'runs' is relative"):
-        invoke("submit", "quickstart", "--address", "http://127.0.0.1:1")
+        invoke("submit", "quickstart", *nobody)
+    for key in ("cache", "apply"):
+        here = ("--set", "output=s3://bucket/runs", "--set", f"calibration.{key}=here")
+        with pytest.raises(GalrayError, match=f"calibration.{key}: 'here' is relative"):
+            invoke("submit", "quickstart", *here, *nobody)
+    with pytest.raises(GalrayError, match="--stage dwarf: no such stage"):
+        invoke("submit", "quickstart", "--stage", "dwarf", *nobody)
 
 
 def test_variables_are_pairs_and_no_secrets(monkeypatch):

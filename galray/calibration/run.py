@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from galray.calibration.measurement import finished, measure_mock
-from galray.calibration.mocks import check, draw, mock_config, outside, procedure
+from galray.calibration.mocks import cache_place, check, draw, mock_config, outside, procedure
 from galray.calibration.statistics import Claims, Coverage, coverage, fit_inflation
 from galray.catalog.mirror import Place
 from galray.config import RunConfig, load_config, to_toml
@@ -170,7 +170,9 @@ def calibrate(
     folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.toml", to_toml(config))
-    place.push()  # a store that refuses is heard of before anything is measured
+    # A store that refuses is heard of before anything is measured.
+    place.push()
+    cache_place(config).sizes("measurements/")
     found = {index: finished(run) for index, run in enumerate(runs)}
     missing = [] if known else [index for index, record in found.items() if record is None]
     failed = {}

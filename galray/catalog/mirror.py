@@ -13,10 +13,12 @@ import getpass
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,9 +86,10 @@ def local_copy(path: str, storage: StorageSettings | None = None) -> Path:
     if not is_url(path):
         return Path(path).expanduser()
     folder, _, name = path.rpartition("/")
+    if not name or folder.endswith("/"):
+        raise GalrayError(f"{path}: not the URL of a file", "name one such as s3://bucket/folder/file")
     place = Mirror(folder, storage)
-    content = place.read(name) if name else None
-    if content is None:
+    if (content := place.read(name)) is None:
         raise GalrayError(f"{path}: no such object", "correct the URL")
     place.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(place.folder / name, content)
@@ -147,9 +150,14 @@ class Place:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Its files, or those below a folder in it, by name, with their bytes."""
-        start = self.folder / prefix
-        found = [start] if start.is_file() else start.rglob("*")
-        return {str(path.relative_to(self.folder)): path.stat().st_size for path in found if path.is_file()}
+        start, found = self.folder / prefix, dict[str, int]()
+        below = (os.path.join(folder, name) for folder, _, names in os.walk(start) for name in names)
+        for path in [start] if start.is_file() else below:
+            with suppress(FileNotFoundError):  # another process works here, and has just taken it away
+                status = os.stat(path)
+                if stat.S_ISREG(status.st_mode):
+                    found[os.path.relpath(path, self.folder)] = status.st_size
+        return found
 
     def read(self, name: str) -> bytes | None:
         """A small file; None where there is none."""

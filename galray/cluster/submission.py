@@ -21,7 +21,7 @@ from typing import Any
 from galray.cluster.packing import pack_source
 from galray.errors import GalrayError
 
-__all__ = ["STAGES", "Job", "JobServer"]
+__all__ = ["STAGES", "Job", "JobServer", "check_stage"]
 
 STAGES = ("run", "mock", "tune", "ensemble", "calibrate", "gravity")
 """The commands that can be submitted."""
@@ -55,6 +55,16 @@ class Job:
     def over(self) -> bool:
         """Whether it has ended, however."""
         return self.status in ("SUCCEEDED", "STOPPED", "FAILED")
+
+
+def check_stage(stage: str) -> None:
+    """Refuse what is none of `STAGES`.
+
+    Raises:
+        GalrayError: It is none.
+    """
+    if stage not in STAGES:
+        raise GalrayError(f"--stage {stage}: no such stage", f"use one of {', '.join(STAGES)}")
 
 
 class JobServer:
@@ -136,8 +146,7 @@ class JobServer:
             GalrayError: The same run is being worked on, a variable looks like a secret, or the server
                 refuses.
         """
-        if stage not in STAGES:
-            raise GalrayError(f"--stage {stage}: no such stage", f"use one of {', '.join(STAGES)}")
+        check_stage(stage)
         for key in env or {}:
             if _SECRET.search(key):
                 raise GalrayError(

@@ -45,9 +45,10 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a configuration to a Ray cluster; a second submission goes on where the first stopped."""
-    from galray.cluster.submission import JobServer
+    from galray.cluster.submission import JobServer, check_stage
     from galray.config import load_config, to_toml
 
+    check_stage(stage)
     loaded = load_config(config, set_)
     _require_shared(loaded)
     # On the cluster the run joins the cluster that the job is in, whatever this machine would have joined.
@@ -69,9 +70,14 @@ def submit(
 
 def _require_shared(config: RunConfig) -> None:
     """Refuse paths that mean another place on each machine."""
-    given = {"output": [config.output], "catalog.files": config.catalog.files}
+    given = {
+        "output": [config.output],
+        "catalog.files": config.catalog.files,
+        "calibration.cache": [config.calibration.cache],
+        "calibration.apply": [config.calibration.apply],
+    }
     for key, paths in given.items():
-        for path in map(str, paths):
+        for path in filter(None, map(str, paths)):
             if "://" not in path and not Path(path).expanduser().is_absolute():
                 raise GalrayError(
                     f"{key}: '{path}' is relative: on the cluster that is the job's own temporary folder",

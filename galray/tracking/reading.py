@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from galray.catalog.storage import is_url
 from galray.errors import GalrayError
 
 __all__ = ["RunRecord", "compare_runs", "find_run", "list_runs", "members_of", "store_uri"]
@@ -67,6 +68,11 @@ def store_uri(uri: str = "", folder: Path | str = "runs") -> str:
     found = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     path = Path(folder) / "mlflow.db"
     if not found:
+        if is_url(folder):
+            raise GalrayError(
+                f"{folder}: MLflow keeps its runs in no object store",
+                "name the server of tracking.uri with --uri or MLFLOW_TRACKING_URI",
+            )
         if not path.is_file():
             raise GalrayError(
                 f"{path}: no MLflow store here", "name one with --uri, or the folder of runs with --output"

@@ -142,7 +142,7 @@ def ensemble_plan(config: RunConfig, rates: str | Path | None = None) -> dict[st
 
 def _measured_run(config: RunConfig, rates: str | Path | None) -> Run:
     try:
-        return load_run(rates or config.place.location)
+        return load_run(rates or config.place.location, config.catalog.storage.signed)
     except GalrayError:
         if rates is not None:
             raise

@@ -103,6 +103,20 @@ def test_the_nightly_calibration_is_what_kuberay_takes():
     assert template["activeDeadlineSeconds"] < 24 * 3600
 
 
+@pytest.mark.parametrize("output", ["/shared/runs", "s3://bucket/runs"])
+def test_the_nightly_calibration_runs_on_the_volume_and_in_a_bucket(output):
+    from galray.calibration.mocks import check, mock_config
+    from galray.config import load_config
+    from galray.planning import preflight
+
+    mounted = Path(nightly()["spec"]["jobTemplate"]["entrypoint"].split()[2])
+    config = load_config(DEPLOY / "kuberay" / "base" / mounted.name, [f"output={output}"])
+    check(config)
+    run = mock_config(config, 0)
+    preflight(run)
+    assert run.output == f"{output}/calibration-cache/measurements"
+
+
 @pytest.mark.parametrize("folder", [*(f"kuberay/{o}" for o in OVERLAYS), "mlflow/kubernetes"])
 def test_core_resources_are_what_kubernetes_takes(folder):
     validator = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")

@@ -17,6 +17,7 @@ from galray.cli import app
 from galray.config import load_config, overrides_of
 from galray.ensemble import EnsembleSettings, MemberSpec, MemberStore, run_members
 from galray.ensemble import store as member_files
+from galray.ensemble_plan import ensemble_plan
 from galray.errors import GalrayError
 from galray.phasespace import build_model
 from galray.pipeline import Pipeline
@@ -59,6 +60,7 @@ def test_a_run_at_a_url_goes_on_elsewhere_and_is_read_from_a_third(tmp_path, buc
     assert (read.folder / "report.html").is_file()
     assert (read.folder / "members" / "000" / "model" / "model.safetensors").is_file()
     assert read.catalog.states([0]).shape[1] == 6
+    assert "CPU-hours" in ensemble_plan(config)
     names = set(Mirror(f"{url}/runs/tiny", storage).sizes())
     assert LEASE not in names
     assert not [name for name in names if ".tmp" in name or ".ingest" in name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from galray.cluster import (
     TaskNeeds,
     connect,
     map_shards,
+    mapping,
     node_leaves,
     require,
     resources,
@@ -121,6 +123,37 @@ def test_connect_inside_an_open_session_leaves_it_open(ray_session):
         assert connection.connected
         assert not connection.owned
     assert ray_session.is_initialized()
+
+
+def _square(number: float) -> float:
+    return number**2
+
+
+class Sent:
+    """A shard that notes when it is sent."""
+
+    def __init__(self, number: int, sent: list[int]) -> None:
+        self.number, self.sent = number, sent
+
+    def __reduce__(self):
+        self.sent.append(self.number)
+        return float, (float(self.number),)
+
+
+def test_nodes_that_come_are_put_to_work(ray_session, monkeypatch):
+    """As many tasks wait as the nodes of the moment can run twice: what asks a growing cluster to grow."""
+    cpus = 1.0
+    monkeypatch.setattr(mapping, "resources", lambda needs: replace(resources(needs), num_cpus=cpus))
+    for growing, then in ((False, 3), (True, 7)):
+        cpus, sent = 1.0, []
+        with connect(ClusterSettings(autoscaling=growing)):
+            results = stream_shards(_square, [Sent(number, sent) for number in range(9)])
+            assert next(results) == 0.0
+            assert set(sent) == {0, 1}
+            cpus = 3.0
+            assert next(results) == 1.0
+            assert len(set(sent)) == then
+            assert sum(results) == sum(number**2 for number in range(2, 9))
 
 
 def test_a_growing_cluster_is_not_refused(ray_session):

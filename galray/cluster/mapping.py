@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from galray.cluster.connection import is_connected, require, resources, task_needs
+from galray.cluster.connection import is_connected, may_grow, require, resources, task_needs
 from galray.cluster.needs import TaskNeeds
 from galray.errors import GalrayError
 
@@ -132,12 +132,8 @@ def _on_cluster(
 ) -> Iterator[Any]:
     import ray
 
-    have = require(needs=needs, what="a task over one shard")
-    if max_in_flight is None:
-        slots = have.num_cpus / needs.cpus if needs.cpus else len(shards)
-        if needs.gpus:
-            slots = min(slots, have.num_gpus / needs.gpus)
-        max_in_flight = max(2, int(2 * slots))
+    require(needs=needs, what="a task over one shard")
+    window = max_in_flight or _window(needs)
     task = ray.remote(**needs.options())(_call)
     shared = ray.put(function)  # once into the object store, not once per task
     waiting: deque[tuple[Any, Any]] = deque()
@@ -145,7 +141,9 @@ def _on_cluster(
     try:
         while True:
             # A window over the shards in their order bounds what lies in memory even if the first is slow.
-            while len(waiting) < max_in_flight:
+            if may_grow() and max_in_flight is None:
+                window = _window(needs)
+            while len(waiting) < window:
                 try:
                     shard = next(todo)
                 except StopIteration:
@@ -158,6 +156,15 @@ def _on_cluster(
     finally:
         for _, reference in waiting:
             ray.cancel(reference, force=False)
+
+
+def _window(needs: TaskNeeds) -> int:
+    """Twice as many tasks as the nodes that are there now can run: on a cluster that grows, more later."""
+    have = resources(needs)
+    slots = have.num_cpus / needs.cpus
+    if needs.gpus:
+        slots = min(slots, have.num_gpus / needs.gpus)
+    return max(2, int(2 * slots))
 
 
 def _call(function: Callable[[Any], Any], shard: Any) -> Any:

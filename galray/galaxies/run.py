@@ -204,7 +204,7 @@ def fit_galaxies(
 
     Arguments:
         jobs: The galaxies.
-        base: Its name, output, tracking and cluster sections are those of the whole run.
+        base: Its name, output, storage, tracking and cluster sections are those of the whole run.
         console: Where progress is printed.
         overwrite: Discard a run directory of another configuration.
         alone: The one galaxy's own run directory is the run's, without a folder below it.

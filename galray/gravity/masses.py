@@ -5,7 +5,8 @@
 with solid harmonics H_lm for the mass beyond the ball. Accelerations are linear in the masses and the tide,
 so an estimating equation gives them by non-negative least squares: positive density everywhere, an exact
 Laplacian, no optimiser's choices. The centres are a random part of the stars and the widths follow their
-distances, so the resolution is where the stars are, and no symmetry and no centre is assumed.
+distances, so the resolution is where the stars are, and no symmetry and no centre is assumed. What depends on
+the chance of the centres goes with the mean over several sets of them, each solved for on its own.
 """
 
 from __future__ import annotations
@@ -117,9 +118,9 @@ class MassField(Exportable):
 
 
 def fit_masses(
-    equations: Equations, region: Region, *, number: int, width: float, tide_order: int, seed: int
+    equations: Equations, region: Region, *, number: int, sets: int, width: float, tide_order: int, seed: int
 ) -> MassField:
-    """Non-negative masses, in a free tide, that solve an estimating equation.
+    """Non-negative masses, in a free tide, that solve an estimating equation: the mean over sets of centres.
 
     Minimises ½mᵀMm − Vᵀm, M and V the equation in the basis with M symmetrised, plus a ridge in units of
     M's diagonal whose strength predicts held-out fifths of the stars best.
@@ -127,8 +128,9 @@ def fit_masses(
     Arguments:
         equations: What the stars say.
         region: The ball.
-        number: K.
-        width: σ_k in units of the distance to the eighth nearest other centre.
+        number: Centres of a set.
+        sets: Sets of centres, each of them another draw.
+        width: σ_k in units of the distance to the eighth nearest other centre of the set.
         tide_order: Largest degree of the solid harmonics; 0 for no tide.
         seed: Decides which stars are centres.
 
@@ -138,7 +140,29 @@ def fit_masses(
     _, first = np.unique(equations.star, return_index=True)
     if len(first) < 2 * number:
         raise GalrayError(f"{len(first)} stars for {number} masses", "take more stars or fewer num_masses")
-    centres = equations.x[np.random.default_rng(seed).permutation(first)[:number]]
+    draws = np.random.default_rng(seed)
+    fields = [
+        _fit_set(equations, region, equations.x[draws.permutation(first)[:number]], width, tide_order)
+        for _ in range(sets)
+    ]
+    centres, widths, masses = (
+        torch.cat([getattr(field, name) for field in fields]) for name in ("centres", "widths", "masses")
+    )
+    held = masses > 0  # most are not needed
+    return MassField(
+        region,
+        centres[held],
+        widths[held],
+        masses[held] / sets,
+        torch.stack([field.tide for field in fields]).mean(0),
+        statistics={k: float(np.mean([f.statistics[k] for f in fields])) for k in fields[0].statistics},
+    )
+
+
+def _fit_set(
+    equations: Equations, region: Region, centres: Array, width: float, tide_order: int
+) -> MassField:
+    number = len(centres)
     distance = cKDTree(centres).query(centres, k=min(_NEIGHBOUR, number - 1) + 1)[0][:, -1]
     basis = _Basis(region, centres, width * distance, tide_order)
     matrix = np.zeros((_FOLDS, basis.size, basis.size))

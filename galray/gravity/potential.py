@@ -238,6 +238,7 @@ def fit_potential(
             equations,
             region,
             number=settings.num_masses,
+            sets=settings.mass_sets,
             width=settings.mass_width,
             tide_order=settings.tide_order,
             seed=seed,

@@ -264,6 +264,8 @@ class PotentialSettings(Settings):
     all three coordinates: ``Rz`` with a network starts from axial symmetry and is not bound to it."""
     num_masses: int = Field(default=400, ge=10, le=5000)
     """Gaussian masses, centred on so many of the stars."""
+    mass_sets: int = Field(default=4, ge=1, le=100)
+    """Sets of centres, each another draw and solved for on its own; the potential is their mean."""
     mass_width: float = Field(default=1.5, gt=0)
     """Their standard deviations in units of the distance to the eighth nearest other centre."""
     tide_order: int = Field(default=3, ge=0, le=8)

@@ -222,9 +222,9 @@ class Pipeline:
         with self.session():
             # `ingest` is idempotent by the checksums of its inputs, which is finer than a stage's record.
             connected = self.connect()
-            from galray.cluster import resources
+            from galray.cluster import may_grow, resources
 
-            workers = int(resources().num_cpus) if connected else 0
+            workers = max(int(resources().num_cpus), int(may_grow())) if connected else 0
             done: dict[str, Any] = {}
 
             def work(advance: Advance) -> dict[str, Any]:

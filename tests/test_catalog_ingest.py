@@ -29,6 +29,8 @@ from galray.catalog import (
 from galray.catalog import merge as merge_module
 from galray.catalog import workers as workers_module
 from galray.catalog.columns import OBSERVABLES
+from galray.catalog.crew import Crew
+from galray.cluster import ClusterSettings, connect
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
 from galray.store_gravity import measure_store
@@ -191,6 +193,18 @@ def test_ray_workers_make_the_same_store(gaia_files, tmp_path, ray_session):
     bad.write_bytes(next(gaia_files.iterdir()).read_bytes()[:5000])
     with pytest.raises(GalrayError, match=r"bad\.csv\.gz"):
         ingest(CatalogSettings(files=(str(gaia_files), str(bad))), tmp_path / "x", num_workers=2)
+
+
+@pytest.mark.parametrize(("growing", "workers"), [(False, 1), (True, 4)])
+def test_workers_ask_a_growing_cluster_for_nodes(
+    gaia_files, tmp_path, ray_session, monkeypatch, growing, workers
+):
+    """Twice as many as there is room for, and no more than there are files."""
+    started, start = [], Crew._start
+    monkeypatch.setattr(Crew, "_start", lambda crew: started.append(start(crew)))
+    with connect(ClusterSettings(autoscaling=growing)):
+        assert ingest(configured(gaia_files), tmp_path / "store", num_workers=1).num_rows
+    assert len(started) == workers
 
 
 def test_batches_and_flushes_do_not_change_the_store(gaia_files, tmp_path, monkeypatch):

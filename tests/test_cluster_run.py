@@ -202,6 +202,55 @@ def test_trainings_on_two_nodes_and_a_search_of_them(
     assert not [name for name in names if "/train/" in name], "stars that were dealt lie about"
 
 
+CALIBRATION = """
+[calibration]
+mocks = 4
+[calibration.galaxy]
+num_stars = 4000
+mixing_periods = 3
+energy_tolerance = 1e-3
+"""
+
+
+def test_a_calibration_through_the_cluster_and_what_the_next_one_finds(
+    nodes: Nodes, storage: StorageSettings, here: Path
+) -> None:
+    """Mock galaxies on two nodes: all that they share is the object store."""
+    config = write_config(here, name="judged", num_stars=4000, extra=CALIBRATION)
+    where = [*overrides(storage), "--set", 'methods=["moments"]', "--stage", "calibrate"]
+    first = nodes.submit(config, *where)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "4 mocks, 0 of them known before" in first.stdout
+    place = Mirror(f"s3://{BUCKET}/runs/judged-calibration", storage)
+    assert place.sizes().keys() > {"calibration.ecsv", "mocks.ecsv", "report.html"}
+    assert f"report: {place.url}/report.html" in first.stdout
+    galaxies = [nodes.folder / name / "s3" / BUCKET / "runs/calibration-cache" for name in nodes.nodes]
+    assert any(folder.is_dir() for folder in galaxies)
+    assert not [path for folder in galaxies for path in folder.rglob("*.csv.gz")], "nodes keep no galaxy"
+    again = nodes.submit(config, *where)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "4 mocks, 4 of them known before" in again.stdout
+
+
+def test_a_dwarf_galaxy_is_fitted_through_the_cluster(
+    nodes: Nodes, storage: StorageSettings, here: Path
+) -> None:
+    """Its stars are a file of the driver alone; members and page go through the object store."""
+    made = nodes.galray("dwarf", "mock", "PlumCoreOm", "--stars", 150, "--to", here / "stars.dat")
+    assert made.returncode == 0, made.stderr
+    pairs = [f"storage.endpoint={storage.endpoint}", "storage.region=us-east-1", "tracking.enabled=false"]
+    pairs += [f"cluster.address={nodes.gcs}", "data.velocity_error=2", "members.longer=0"]
+    pairs += [f"fit.sampler.{pair}" for pair in ("chains=6", "warmup=40", "draws=50", "samples=200")]
+    words = ["dwarf", "fit", here / "stars.dat", "--members", 3, "--output", f"s3://{BUCKET}/fits"]
+    words += [word for pair in pairs for word in ("--set", pair)]
+    fitted = nodes.galray(*words, GALRAY_SCRATCH=str(here / "driver"))
+    assert fitted.returncode == 0, fitted.stdout + fitted.stderr
+    place = Mirror(f"s3://{BUCKET}/fits/stars", storage)
+    assert len(finished(place)) == 3
+    assert f"report: {place.url}/report.html" in fitted.stdout
+    assert [path for name in nodes.nodes for path in (nodes.folder / name).rglob("posterior.safetensors")]
+
+
 def test_a_cluster_that_was_restarted_goes_on(storage: StorageSettings, here: Path, tmp_path_factory) -> None:
     """Head and workers are gone between two submissions: what the first one did is not done again."""
     config = write_config(here, name="restarted", num_stars=6000)

@@ -42,7 +42,8 @@ class Crew:
         settings: The catalogue's configuration in JSON.
         place: Where workers write: a folder that all of them share, or a URL.
         seed: Salt of the hash that deals stars into shards.
-        num_workers: Number of actors, of what ``cluster.tasks`` says each; 0 to work in this process.
+        num_workers: Number of actors, of what ``cluster.tasks`` says each; 0 to work in this process. On a
+            cluster that grows, twice as many as its nodes hold at the time: those that wait ask for nodes.
 
     Raises:
         GalrayError: Ray is asked for but not connected.
@@ -50,7 +51,7 @@ class Crew:
 
     def __init__(self, settings: str, place: Place, seed: int, num_workers: int) -> None:
         self._arguments = (settings, place, seed)
-        self.num_workers = num_workers
+        self._least = num_workers
         self._here: Worker | None = None
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
@@ -74,6 +75,14 @@ class Crew:
         environment = {"env_vars": {"POLARS_MAX_THREADS": os.environ.get("POLARS_MAX_THREADS", "1")}}
         self._ray = ray
         self._actor_class = ray.remote(**task_needs().options(), runtime_env=environment)(Worker)
+
+    @property
+    def num_workers(self) -> int:
+        """How many are wanted now; 0 in this process."""
+        from galray.cluster import may_grow, task_needs, wanted_tasks
+
+        grown = self._here is None and may_grow()
+        return max(self._least, wanted_tasks(task_needs())) if grown else self._least
 
     def __enter__(self) -> Crew:
         return self

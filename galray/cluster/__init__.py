@@ -12,7 +12,7 @@ from galray.cluster.connection import (
     task_needs,
     without_cluster,
 )
-from galray.cluster.mapping import ClusterExecutor, map_shards, stream_shards
+from galray.cluster.mapping import ClusterExecutor, map_shards, stream_shards, wanted_tasks
 from galray.cluster.needs import TaskNeeds
 from galray.cluster.settings import ClusterSettings
 
@@ -31,5 +31,6 @@ __all__ = [
     "resources",
     "stream_shards",
     "task_needs",
+    "wanted_tasks",
     "without_cluster",
 ]

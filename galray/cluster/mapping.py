@@ -16,7 +16,7 @@ from galray.cluster.connection import is_connected, may_grow, require, resources
 from galray.cluster.needs import TaskNeeds
 from galray.errors import GalrayError
 
-__all__ = ["ClusterExecutor", "map_shards", "stream_shards"]
+__all__ = ["ClusterExecutor", "map_shards", "stream_shards", "wanted_tasks"]
 
 logger = logging.getLogger(__name__)
 Shard = TypeVar("Shard")
@@ -133,7 +133,7 @@ def _on_cluster(
     import ray
 
     require(needs=needs, what="a task over one shard")
-    window = max_in_flight or _window(needs)
+    most = max_in_flight or wanted_tasks(needs)
     task = ray.remote(**needs.options())(_call)
     shared = ray.put(function)  # once into the object store, not once per task
     waiting: deque[tuple[Any, Any]] = deque()
@@ -142,8 +142,8 @@ def _on_cluster(
         while True:
             # A window over the shards in their order bounds what lies in memory even if the first is slow.
             if may_grow() and max_in_flight is None:
-                window = _window(needs)
-            while len(waiting) < window:
+                most = wanted_tasks(needs)
+            while len(waiting) < most:
                 try:
                     shard = next(todo)
                 except StopIteration:
@@ -158,7 +158,7 @@ def _on_cluster(
             ray.cancel(reference, force=False)
 
 
-def _window(needs: TaskNeeds) -> int:
+def wanted_tasks(needs: TaskNeeds) -> int:
     """Twice as many tasks as the nodes that are there now can run: on a cluster that grows, more later."""
     have = resources(needs)
     slots = have.num_cpus / needs.cpus

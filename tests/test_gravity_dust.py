@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks._dust_exact import quadrature
+from benchmarks._dust_limit import least_errors
 from galray.errors import GalrayError
 from galray.gravity import (
     DustSettings,
@@ -23,7 +24,8 @@ from galray.gravity import (
     save_field,
     sky_map,
 )
-from galray.mocks import HernquistSphere, PlummerSphere
+from galray.mocks import DustMap, HernquistSphere, PlummerSphere
+from galray.mocks import DustSettings as MockDust
 from galray.phasespace import ExactModel
 from galray.units import G
 
@@ -166,6 +168,65 @@ def test_moments_of_the_conditional_variant():
         fit_dust(None, w, settings, **given)
     with pytest.raises(ValueError, match="joint fit is"):
         DustSettings(variant="joint", basis="moments")
+
+
+def test_any_smooth_density_of_the_weighed_stars_will_do():
+    """What weighs the stars falls out of Φ and n: an n_obs that is off by a smooth factor changes n alone."""
+    stars = seen_stars(SPHERE, 20_000)
+    settings = DustSettings(
+        variant="conditional",
+        basis="moments",
+        num_potential_splines=(6, 7),
+        selection_basis="Rz",
+        num_selection_splines=(6, 7),
+        penalty=1e-2,
+        selection_amplitude=10.0,
+        max_bound_fraction=1.0,
+    )
+
+    def found(slope):
+        def off(x):
+            return log_observed(x) + slope * x[..., 2].square()
+
+        return fit_dust(None, stars, settings, seed=1, ball=BALL, log_density=off, check=False)
+
+    plain, tilted = found(0.0), found(0.1)
+    x = places(high=2.0)
+    a = plain.acceleration(x)
+    assert float((tilted.acceleration(x) - a).norm() / a.norm()) < 0.08
+    change = tilted.log_density(x) - plain.log_density(x)
+    assert float((change - 0.1 * x[:, 2].square()).std()) < 0.05
+
+
+def test_counts_limit_what_is_known_of_dust():
+    """Without stars the error is the scatter of ε itself; it falls as stars are added."""
+    dust = MockDust(
+        extinction_mag_kpc=0.6, height_kpc=1e6, log_amplitude=0.8, outer_scale_kpc=4.0, cell_kpc=0.25
+    )
+
+    def limits(count):
+        return least_errors(
+            dust, lambda r: -2.5 * np.log1p(r**2), lambda r: np.exp(-r / 2), count, 4.0, step=0.2, degrees=3.0
+        )
+
+    none, few, many = limits(1e-3), limits(2**14), limits(2**18)
+    x = places(200, low=1.5, high=1.500001)
+    fields = [
+        DustMap(dust.model_copy(update={"clouds": 0, "limit_mag": None}), (0, 0, 0), 4.0, i)
+        for i in range(12)
+    ]
+    scatter = np.std([field.log_efficiency(x.numpy()) for field in fields])
+    at = least_errors(
+        dust,
+        lambda r: np.where(abs(r - 1.5) < 0.11, 0.0, -15.0),
+        lambda r: np.ones_like(r),
+        1e-3,
+        4.0,
+        step=0.2,
+    )[1]
+    assert abs(at / scatter - 1) < 0.25
+    assert none[0] > 2 * few[0] > 3 * many[0]
+    assert many[1] < many[0]
 
 
 def test_two_noisy_scores_are_less_biased_than_one(stars, scores):

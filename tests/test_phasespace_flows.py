@@ -317,6 +317,21 @@ def test_selection_leaves_the_conditional_flow_unbiased(plummer):
     assert error(conditional, truth) < 0.3
 
 
+def test_gaussians_of_positions_may_start_where_the_stars_are():
+    """Four far clumps: before any step n(x) is high in all and low between them."""
+    generator = torch.Generator().manual_seed(0)
+    signs = [[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]]
+    clumps = 1.5 * torch.tensor(signs, dtype=torch.float64)
+    x = clumps.repeat(100, 1) + 0.2 * torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    w = torch.cat([x, torch.randn(400, 3, generator=generator, dtype=torch.float64)], -1)
+    settings = FlowSettings(position=FlowPart(kind="gaussians", bins=64), velocity=PARTS["gaussians"])
+    model = build_model("flow", settings, Ball((0.0, 0.0, 0.0), 4.0), w, seed=3)
+    model.start_at(w, generator)
+    with torch.no_grad():
+        inside, between = model.log_density(clumps), model.log_density(0 * clumps[:1])
+    assert float((inside - between).min()) > 3.0
+
+
 # Stars without radial velocity ----------------------------------------------------------------------------
 
 

@@ -17,8 +17,9 @@ The residual vanishes star by star, so the stars may be weighed: those of large 
 where f ends and every model of it is worst, count less.
 
 Noise in the scores pulls both functions towards zero, most where Φ and S act almost alike. Tested with
-functions of velocity in their place the equation has no such bias: stars weighed with 1/n_obs are a sample of
-p(v|x) that is uniform in x, for which n is what a selection is for others, and `Moments` solves for it.
+functions of velocity in their place the equation has no such bias: stars weighed with t/n_obs are a sample of
+t(x) p(v|x), seen through the selection t/n, of which t is known and `Moments` solves for n. Any t will do;
+one that follows n_obs as far as the splines of n can keeps the weights even and the noise low.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from galray.gravity.dust_functions import Efficiency, LogFunction
 from galray.gravity.dust_maps import EfficiencyMap, StarCounts, counts_over_density, efficiency_map
 from galray.gravity.dust_networks import train_networks
 from galray.gravity.exports import Exportable
-from galray.gravity.moment_selection import LogSelection
+from galray.gravity.moment_selection import LogSelection, fit_log
 from galray.gravity.moment_system import MomentSystem
 from galray.gravity.moments import Moments
 from galray.gravity.penalised import Equations, Solution, Unknowns, Whitener, solve
@@ -248,17 +249,20 @@ def _by_moments(
     weights: Array,
     log_density: Callable[[Any], Tensor] | None,
 ) -> tuple[SplineField, LogFunction, Solution | None]:
-    """Φ and −log n from moments of stars that are weighed so as to fill the ball evenly."""
+    """Φ and −log n from moments of stars that are weighed so that their density is as smooth as n."""
     if log_density is None:
         raise GalrayError(
             "moments of p(v|x) need the density of the stars that are seen", "give fit_dust log_density=..."
         )
     x = torch.from_numpy(stars[:, :3])
-    rare = -np.concatenate([to_numpy(log_density(part)) for part in x.split(_CHUNK)])
-    if not np.isfinite(rare).all():
+    seen = np.concatenate([to_numpy(log_density(part)) for part in x.split(_CHUNK)])
+    if not np.isfinite(seen).all():
         raise GalrayError("log_density is not finite at every star", "give one that is positive in the ball")
     moments = Moments(settings, region)
-    _, blocks = moments.fit(stars, weights * np.exp(rare - rare.max()))
+    assert moments.selection_basis is not None
+    target = fit_log(moments.selection_basis, region, x, seen, weights)
+    rare = np.concatenate([to_numpy(target.log_efficiency(part)) for part in x.split(_CHUNK)]) - seen
+    _, blocks = moments.fit(stars, weights * np.exp(rare - rare.max()), selection=target.gradient)
     found = moments.result(blocks)
     return found.potential, LogFunction(found.selections["shared"]), found.solution
 

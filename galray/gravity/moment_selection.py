@@ -18,11 +18,14 @@ from torch import Tensor
 
 from galray.gravity.penalised import Solution, Unknowns
 from galray.gravity.region import Region, as_positions
+from galray.gravity.roughness import third_differences
 from galray.gravity.splines import Array, SumBasis, TensorBasis, to_numpy
 
-__all__ = ["Degeneracy", "LogSelection", "ball_lattice", "degeneracies"]
+__all__ = ["Degeneracy", "LogSelection", "ball_lattice", "degeneracies", "fit_log"]
 
 _CORRELATED = 0.9
+_CHUNK = 8192
+_ROUGH = 1e-6  # of the trace of the normal equations: carries a fit on where there are no stars
 
 
 class LogSelection:
@@ -64,6 +67,22 @@ class LogSelection:
         rows = np.zeros((len(points), self.basis.size))
         np.put_along_axis(rows, index, values, 1)
         return rows[:-1] - rows[-1]
+
+
+def fit_log(basis: TensorBasis, region: Region, x: Any, values: Array, weights: Array) -> LogSelection:
+    """The splines nearest to values (n,) at positions (n, 3), by weighted least squares."""
+    index, local = basis.values(to_numpy(x))
+    matrix, vector = np.zeros((basis.size, basis.size)), np.zeros(basis.size)
+    for begin in range(0, len(values), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        rows = np.zeros((len(values[part]), basis.size))
+        np.put_along_axis(rows, index[part], local[part], 1)
+        weighted = weights[part, None] * rows
+        matrix += weighted.T @ rows
+        vector += weighted.T @ values[part]
+    rough = sum(third_differences(basis), np.zeros(()))
+    matrix += _ROUGH * np.trace(matrix) * (rough / np.trace(rough) + 1e-6 * np.eye(basis.size))
+    return LogSelection(basis, region, linalg.solve(matrix, vector, assume_a="pos"), np.zeros_like(matrix))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ class PartDensity(nn.Module, ABC):
     matched = False
     """Whether training matches a field instead of maximising the likelihood."""
 
+    def start_at(self, y: Tensor, generator: torch.Generator) -> None:
+        """Place what the density is made of at rows of y (n, features), where it is made of Gaussians."""
+
     @abstractmethod
     def log_prob(self, y: Tensor, c: Tensor | None = None) -> Tensor:
         """Log p(y|c), differentiable in both: shape (*,)."""
@@ -105,6 +108,9 @@ class _Gaussians(PartDensity):
     def __init__(self, part: FlowPart, features: int, context: int) -> None:
         super().__init__()
         self.mixture = GaussianMixture(features, context, part.bins, part.hidden)
+
+    def start_at(self, y: Tensor, generator: torch.Generator) -> None:
+        self.mixture.start_at(y, generator)
 
     def log_prob(self, y: Tensor, c: Tensor | None = None) -> Tensor:
         return self.mixture.log_prob(y, c)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 __all__ = ["AutoregressiveMixture", "GaussianMixture"]
 
 _LOG_2PI = math.log(2.0 * math.pi)
+_NEIGHBOUR = 6  # whose distance is the width at the start
 
 
 class AutoregressiveMixture(zuko.lazy.LazyDistribution):
@@ -122,10 +123,28 @@ class GaussianMixture(nn.Module):
             bias[:, 1 : 1 + features].normal_(std=0.3)
             bias[:, 1 + features : 1 + 2 * features] = torch.linspace(0.7, -0.7, components)[:, None]
 
+    @torch.no_grad()
+    def start_at(self, y: Tensor, generator: torch.Generator) -> None:
+        """Place Gaussians that depend on nothing at random rows of y (n, d), as wide as their spacing.
+
+        Started together in the middle they would be slow to reach where the rows are few.
+        """
+        last: Any = self.net[-1]
+        bias = last.bias.view(self.components, -1)
+        chosen = y[torch.randperm(len(y), generator=generator)[: self.components]]
+        distance = torch.cdist(chosen, chosen).sort(1).values
+        width = distance[:, min(_NEIGHBOUR, len(chosen) - 1)].clamp_min(1e-3)
+        last.weight.zero_()
+        bias[: len(chosen), 1 : 1 + self.features] = chosen.to(bias)
+        bias[: len(chosen), 1 + self.features : 1 + 2 * self.features] = -width.log().to(bias)[:, None]
+
     def parameters_at(self, c: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log π (*, K), m (*, K, d) and A (*, K, d, d) at c (*, context), or for rows like `like`."""
+        """Log π (*, K), m (*, K, d) and A (*, K, d, d) at c (*, context); without c, one set of them.
+
+        Without c they are (K), (K, d) and (K, d, d), in the precision of `like`.
+        """
         d = self.features
-        given = c if c is not None else torch.zeros_like(like[..., :1])
+        given = c if c is not None else like.new_zeros(1)
         raw = self.net(given).unflatten(-1, (self.components, -1))
         log_weight, mean, log_diagonal, below = raw.split([1, d, d, raw.shape[-1] - 1 - 2 * d], -1)
         factor = torch.diag_embed((7.0 * torch.tanh(log_diagonal / 7.0)).exp())
@@ -136,7 +155,7 @@ class GaussianMixture(nn.Module):
     def log_prob(self, y: Tensor, c: Tensor | None = None) -> Tensor:
         """Log p(y|c): shape (*,)."""
         log_weight, mean, factor = self.parameters_at(c, y)
-        z = (factor @ (y.unsqueeze(-2) - mean).unsqueeze(-1)).squeeze(-1)
+        z = torch.einsum("...kij,...kj->...ki", factor, y.unsqueeze(-2) - mean)
         log_det = factor.diagonal(dim1=-1, dim2=-2).log().sum(-1)
         log_normal = log_det - 0.5 * z.square().sum(-1) - 0.5 * self.features * _LOG_2PI
         return torch.logsumexp(log_weight + log_normal, -1)
@@ -148,8 +167,8 @@ class GaussianMixture(nn.Module):
         √(2π)/|g| exp[−½(|z|² − (z·g)²/|g|²)].
         """
         log_weight, mean, factor = self.parameters_at(c, y)
-        z = (factor @ (y.unsqueeze(-2) - mean).unsqueeze(-1)).squeeze(-1)
-        g = (factor @ direction.unsqueeze(-2).unsqueeze(-1)).squeeze(-1)
+        z = torch.einsum("...kij,...kj->...ki", factor, y.unsqueeze(-2) - mean)
+        g = torch.einsum("...kij,...j->...ki", factor, direction)
         g2 = g.square().sum(-1)
         log_det = factor.diagonal(dim1=-1, dim2=-2).log().sum(-1)
         square = z.square().sum(-1) - (z * g).sum(-1).square() / g2
@@ -164,7 +183,6 @@ class GaussianMixture(nn.Module):
         log_weight, mean, factor = self.parameters_at(c, normal)
         cumulative = log_weight.exp().cumsum(-1)
         k = (uniform > cumulative[..., :-1]).sum(-1)
-        rows = torch.arange(n)
-        chosen = factor[rows, k]
-        z = torch.linalg.solve_triangular(chosen, normal.unsqueeze(-1), upper=False).squeeze(-1)
-        return mean[rows, k] + z
+        chosen = k if c is None else (torch.arange(n), k)
+        z = torch.linalg.solve_triangular(factor[chosen], normal.unsqueeze(-1), upper=False).squeeze(-1)
+        return mean[chosen] + z

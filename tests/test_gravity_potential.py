@@ -20,6 +20,8 @@ from galray.gravity import (
     save_field,
     smoothed_density,
 )
+from galray.gravity.equations import estimating_equations
+from galray.gravity.spline_fit import fit_spline_to_residuals, spline_basis
 from galray.mocks.spheres import PlummerSphere
 from galray.phasespace import ExactModel
 from galray.potentials import NFW, Composite, MiyamotoNagai
@@ -88,6 +90,19 @@ def test_noise_in_the_score_biases_the_plain_form_more(stars):
 
     assert bias("plain") < -0.10
     assert abs(bias("instrument")) < 0.03
+
+
+def test_a_given_penalty_takes_the_place_of_the_chosen_one(stars):
+    w, scores = (t.numpy() for t in stars)
+    basis = spline_basis(SPLINE, BALL)
+    equations = estimating_equations(w, scores, np.ones(len(w)), "plain", BALL)
+    chosen = fit_spline_to_residuals(equations, basis, BALL)
+    again = fit_spline_to_residuals(equations, basis, BALL, chosen.penalty[0])
+    np.testing.assert_array_equal(again.parameters, chosen.parameters)
+    stiff = fit_spline_to_residuals(equations, basis, BALL, 100.0)
+    assert stiff.penalty == (100.0,) * 3
+    rough = sum(basis.roughness())
+    assert stiff.parameters @ rough @ stiff.parameters < 0.5 * chosen.parameters @ rough @ chosen.parameters
 
 
 def test_the_network_is_one_potential(fitted):

@@ -28,15 +28,19 @@ def spline_basis(settings: PotentialSettings, ball: Any) -> TensorBasis:
     return TensorBasis(kind, axes)
 
 
-def fit_spline_to_residuals(equations: Equations, basis: TensorBasis, ball: Any) -> SplineField:
+def fit_spline_to_residuals(
+    equations: Equations, basis: TensorBasis, ball: Any, penalty: float | None = None
+) -> SplineField:
     """Solve Σ_stars weight (z·∇B_p) (v·sₓ − sᵥ·∇Φ) = 0 for Φ = Σθ_p B_p: two-stage least squares.
-
-    The penalty of third differences has the strength that predicts held-out fifths of the stars best.
 
     Arguments:
         equations: What the stars say.
         basis: The splines.
         ball: The ball of the field.
+        penalty: Strength of the penalty of third differences, 1 where its trace is that of the equations'
+            matrix; None takes what predicts held-out fifths of the stars best. That choice sees the noise of
+            the stars alone, not the errors of the model that gave all of them their scores, and so follows
+            every ripple of the model.
     """
     x, z, score_v = equations.x, equations.z, equations.slope
     streaming, weight = equations.streaming, equations.weight
@@ -53,7 +57,7 @@ def fit_spline_to_residuals(equations: Equations, basis: TensorBasis, ball: Any)
             part = fold[rows] == k
             matrix[k][np.ix_(index, index)] += left[part].T @ right[part]
             vector[k, index] += left[part].T @ streaming[rows][part]
-    return _penalised(-matrix, -vector, basis, ball)  # ⟨z slopeᵀ⟩ is negative definite
+    return _penalised(-matrix, -vector, basis, ball, penalty)  # ⟨z slopeᵀ⟩ is negative definite
 
 
 def fit_spline_to_accelerations(
@@ -94,8 +98,10 @@ def fit_spline_to_accelerations(
     return _penalised(matrix, vector, basis, ball)
 
 
-def _penalised(matrix: Array, vector: Array, basis: TensorBasis, ball: Any) -> SplineField:
-    """Solve (Σ_k M_k + λP) θ = Σ_k m_k, with λ from the held-out value of ½θᵀMθ − mᵀθ."""
+def _penalised(
+    matrix: Array, vector: Array, basis: TensorBasis, ball: Any, strength: float | None = None
+) -> SplineField:
+    """Solve (Σ_k M_k + λP) θ = Σ_k m_k, λ as given or from the held-out value of ½θᵀMθ − mᵀθ."""
     reduction = basis.reduction(north_south=False)
     matrix = np.einsum("ai,kab,bj->kij", reduction, matrix, reduction, optimize=True)
     vector = vector @ reduction
@@ -112,13 +118,14 @@ def _penalised(matrix: Array, vector: Array, basis: TensorBasis, ball: Any) -> S
     for rough in basis.roughness():
         reduced = reduction.T @ rough @ reduction
         penalty += reduced * (level * size / np.trace(reduced))
-    held_out = []
-    for strength in _STRENGTHS:
-        value = 0.0
-        for m, g in zip(matrix, vector, strict=True):
-            theta = linalg.solve(total - m + fixed + strength * penalty, right - g, check_finite=False)
-            value += float(theta @ m @ theta / 2 - g @ theta)
-        held_out.append(value)
-    best = float(_STRENGTHS[int(np.argmin(held_out))])
-    theta = reduction @ linalg.solve(total + fixed + best * penalty, right)
-    return SplineField(basis, as_region(ball), theta, penalty=(best,) * len(basis.axes))
+    if strength is None:
+        held_out = []
+        for tried in _STRENGTHS:
+            value = 0.0
+            for m, g in zip(matrix, vector, strict=True):
+                theta = linalg.solve(total - m + fixed + tried * penalty, right - g, check_finite=False)
+                value += float(theta @ m @ theta / 2 - g @ theta)
+            held_out.append(value)
+        strength = float(_STRENGTHS[int(np.argmin(held_out))])
+    theta = reduction @ linalg.solve(total + fixed + strength * penalty, right)
+    return SplineField(basis, as_region(ball), theta, penalty=(strength,) * len(basis.axes))

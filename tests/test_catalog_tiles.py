@@ -118,7 +118,7 @@ def test_checksums_do_not_depend_on_files_shards_or_batches(store, files, tmp_pa
     wanted = [entry["sha256"] for entry in store.manifest["tiles"]["files"]]
     monkeypatch.setattr("galray.catalog.readers.BATCH_ROWS", 700)
     monkeypatch.setattr("galray.catalog.merge.MERGE_BYTES", 200_000)
-    monkeypatch.setattr("galray.catalog.stages._MIN_GROUP_ROWS", 128)
+    monkeypatch.setattr("galray.catalog.sky_rows.BATCH_ROWS", 128)
     crowded().sort("ra").write_parquet(tmp_path / "one.parquet")
     options = {"num_shards": 7, "tiles": TileSettings(max_rows=1500)}
     other = ingest(CatalogSettings(files=(str(tmp_path / "one.parquet"),), **options), tmp_path / "store")

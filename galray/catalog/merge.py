@@ -20,7 +20,10 @@ from galray.catalog.sky_rows import HEALPIX, SkyRows
 from galray.catalog.statistics import ColumnSums, Histograms
 from galray.provenance import file_hash
 
-__all__ = ["ParquetSlices", "merge_shard"]
+__all__ = ["GROUP_ROWS", "ParquetSlices", "merge_shard"]
+
+GROUP_ROWS = 131_072
+"""Rows of a row group of shards and tiles."""
 
 MERGE_BYTES = 128 << 20
 """Rows of a shard that are merged at a time; a larger shard is merged range by range of ``source_id``."""
@@ -29,23 +32,19 @@ _SAMPLE = 64  # every so many rows tell where the ranges are to end
 
 
 class ParquetSlices:
-    """Writes rows to a Parquet file in row groups of one size, whatever portions they come in.
+    """Writes rows to a Parquet file in row groups of `GROUP_ROWS`, whatever portions they come in.
 
     Arguments:
         path: The file; it appears under its name when it is whole.
         schema: Columns and types.
-        group_rows: Rows of a row group.
         compression: As ``catalog.compression``.
         sorted_by: The column that the rows are sorted by.
     """
 
-    def __init__(
-        self, path: Path, schema: pl.Schema, group_rows: int, compression: str, sorted_by: str
-    ) -> None:
+    def __init__(self, path: Path, schema: pl.Schema, compression: str, sorted_by: str) -> None:
         self.path = path
         self.rows = 0
         self._schema = schema.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-        self._group_rows = group_rows
         self._rest: list[pa.Table] = []
         self._rest_rows = 0
         self._temporary = temporary_name(path)
@@ -56,7 +55,11 @@ class ParquetSlices:
         self._writer = pq.ParquetWriter(
             self._temporary,
             self._schema,
-            compression=compression,
+            # LZ4 finds nothing in measured numbers, and takes 8.04 bytes for 8.01 of Gaia's own.
+            compression={
+                name: "none" if compression == "lz4" and kind.is_float() else compression
+                for name, kind in schema.items()
+            },
             compression_level=1 if compression == "zstd" else None,
             use_dictionary=words or False,
             sorting_columns=order,
@@ -66,16 +69,16 @@ class ParquetSlices:
         """Take rows."""
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
         while table.num_rows:
-            room = self._group_rows - self._rest_rows
+            room = GROUP_ROWS - self._rest_rows
             self._rest.append(table.slice(0, room))
             self._rest_rows += self._rest[-1].num_rows
             table = table.slice(room)
-            if self._rest_rows == self._group_rows:
+            if self._rest_rows == GROUP_ROWS:
                 self._write()
 
     def _write(self) -> None:
         if self._rest_rows:
-            self._writer.write_table(pa.concat_tables(self._rest), row_group_size=self._group_rows)
+            self._writer.write_table(pa.concat_tables(self._rest), row_group_size=GROUP_ROWS)
             self.rows += self._rest_rows
             self._rest, self._rest_rows = [], 0
 
@@ -98,7 +101,6 @@ def merge_shard(
     index: PieceIndex,
     schema: pl.Schema,
     path: Path,
-    group_rows: int,
     settings: CatalogSettings,
 ) -> dict[str, Any]:
     """Write one shard from the rows that the pieces hold of it.
@@ -112,15 +114,14 @@ def merge_shard(
         index: The shard's part of the index.
         schema: Columns and types of the shard.
         path: Where to write.
-        group_rows: Rows of a row group.
         settings: The catalogue's settings.
 
     Returns:
         The manifest's entry, with ``duplicates``, and the column sums and histograms under ``sums`` and
         ``histograms``.
     """
-    out = ParquetSlices(path, schema, group_rows, settings.compression, "source_id")
-    sky = SkyRows(path.with_suffix(".sky.arrow"), group_rows, settings.tiles.max_level)
+    out = ParquetSlices(path, schema, settings.compression, "source_id")
+    sky = SkyRows(path.with_suffix(".sky.arrow"), settings.tiles.max_level)
     sums = ColumnSums(schema)
     histograms = Histograms(settings, list(schema))
     counts = histograms.empty()

@@ -18,6 +18,9 @@ HEALPIX = "_healpix_29"
 
 LEVEL = 29
 
+BATCH_ROWS = 131_072
+"""Rows of a batch; a tile's job maps it into memory and touches no pages but those of its own rows."""
+
 
 class SkyRows:
     """Writes a shard's rows sorted by pixel, so that a tile reads its own rows of each shard and no others.
@@ -27,14 +30,12 @@ class SkyRows:
 
     Arguments:
         path: The file, ``*.arrow``.
-        batch_rows: Rows of a batch.
         level: At which stars are counted, for the cutting of the tiles.
     """
 
-    def __init__(self, path: Path, batch_rows: int, level: int) -> None:
+    def __init__(self, path: Path, level: int) -> None:
         self._path = path
         self._file = BatchFile(path, 2)
-        self._batch_rows = batch_rows
         self._level = level
         self._counts: list[np.ndarray] = []
 
@@ -43,8 +44,7 @@ class SkyRows:
         frame = frame[np.argsort(frame[HEALPIX].to_numpy())]
         pixels = frame[HEALPIX].to_numpy()
         self._counts.append(pixel_counts(pixels, self._level))
-        starts = range(0, frame.height, self._batch_rows)
-        batches = [pixels[start : start + self._batch_rows] for start in starts]
+        batches = [pixels[start : start + BATCH_ROWS] for start in range(0, frame.height, BATCH_ROWS)]
         self._file.write(frame, map(len, batches), [(batch[0], batch[-1]) for batch in batches])
 
     def close(self) -> None:
@@ -73,23 +73,20 @@ def rows_between(path: Path, low: int, high: int) -> Iterator[pl.DataFrame]:
 
 def pixel_counts(pixels_29: np.ndarray, level: int) -> np.ndarray:
     """Sparse counts of stars in the pixels of a level, (2, k) int64: pixels and numbers."""
-    return _counts(pixels_29 >> 2 * (LEVEL - level), None)
+    pixels = np.sort(pixels_29 >> 2 * (LEVEL - level))
+    first = _first_of_runs(pixels)
+    return np.stack([pixels[first], np.diff(first, append=len(pixels))])
 
 
 def add_counts(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The sum of several `pixel_counts`, in the same form."""
-    return _counts(*np.concatenate(parts, axis=1)) if len(parts) > 1 else parts[0]
+    pixels, numbers = np.concatenate(parts, axis=1)
+    order = np.argsort(pixels)
+    pixels = pixels[order]
+    first = _first_of_runs(pixels)
+    return np.stack([pixels[first], np.add.reduceat(numbers[order], first) if len(first) else first])
 
 
-def _counts(pixels: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
-    """Each pixel once with the sum of its numbers, or with how often it is there."""
-    if not len(pixels):
-        return np.empty((2, 0), dtype=np.int64)
-    first = int(pixels.min())
-    if int(pixels.max()) - first < 16 * len(pixels) + 10_000:
-        # Counting in an array is several times faster than sorting, where the array is not huge.
-        total = np.bincount(pixels - first, numbers)
-        found = np.flatnonzero(total)
-        return np.stack([found + first, total[found].astype(np.int64)])
-    found, place = np.unique(pixels, return_inverse=True)
-    return np.stack([found, np.bincount(place, numbers).astype(np.int64)])
+def _first_of_runs(ordered: np.ndarray) -> np.ndarray:
+    """Positions in a sorted array at which another value begins."""
+    return np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))

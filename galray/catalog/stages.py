@@ -31,8 +31,8 @@ __all__ = ["Progress", "Stages"]
 Progress = Callable[[int, int, str], None]
 """Called with done and total work (as bytes of input) and a line of text."""
 
-_GROUP_ROWS = 131_072
-_MIN_GROUP_ROWS = 16_384
+_JOB_ROWS = 262_144
+"""Rows of the tiles that one job writes, where they are several."""
 
 
 class Stages:
@@ -194,13 +194,10 @@ class Stages:
         schema.to_frame().write_parquet(self.work / self.out / f"schema-{view}.parquet")
         index = PieceIndex.of(self.work, self.pieces[view])
         index.save(self.work / self.out / f"index-{view}.npz")
+        del index
         self.place.push(f"{self.out}/*")
         count = self.settings.num_shards
-        rows = int(index.entries[:, 3].sum())
-        del index
-        # Small enough that a tile reads little beyond its own rows of each shard.
-        group_rows = min(max(rows // count // 8, _MIN_GROUP_ROWS), _GROUP_ROWS)
-        jobs = [("merge", (s, view, self.out, f"schema-{view}.parquet", group_rows)) for s in range(count)]
+        jobs = [("merge", (s, view, self.out, f"schema-{view}.parquet")) for s in range(count)]
         entries: dict[int, dict[str, Any]] = {}
         tiled = "tiles" in self.settings.views
         for number, answer in self._answers(jobs):
@@ -244,9 +241,7 @@ class Stages:
             self.settings.tiles, manifest["num_rows"], sum(entry["bytes"] for entry in manifest["shards"])
         )
         tiles = partition(counts, limit, self.settings.tiles)
-        # Enough groups for all workers; which tiles share a job changes nothing in them.
-        share_rows = -(-manifest["num_rows"] // (2 * max(self.crew.num_workers, 1)))
-        groups = _grouped(tiles, min(limit, max(share_rows, _GROUP_ROWS)))
+        groups = _grouped(tiles, _JOB_ROWS)
         jobs = [("tile", (group, view, self.out, f"schema-{view}.parquet")) for group in groups]
         entries: dict[int, list[dict[str, Any]]] = {}
         for number, answer in self._answers(jobs):
@@ -292,7 +287,7 @@ class Stages:
 
 
 def _grouped(tiles: list[Tile], limit: int) -> list[list[Tile]]:
-    """Runs of tiles up to a number of rows: a job reads the shards once for all tiles of a run."""
+    """Runs of tiles up to a number of rows, for one job each."""
     groups: list[list[Tile]] = []
     rows = 0
     for tile in tiles:

@@ -35,7 +35,7 @@ class ColumnSums:
         for name, nulls in frame.null_count().row(0, named=True).items():
             self.values[name]["nulls"] += nulls
         for name in self.numbers:
-            self._add(self.values[name], frame[name].drop_nulls().cast(pl.Float64).to_numpy())
+            self._add(self.values[name], _numbers(frame[name]))
 
     @staticmethod
     def _add(own: dict[str, Any], values: np.ndarray) -> None:
@@ -97,7 +97,7 @@ class Histograms:
             return
         quantities = frame.select(bins[0].cast(pl.Float64).alias(name) for name, bins in self.bins.items())
         for name, (_, low, high, number) in self.bins.items():
-            values = quantities[name].drop_nulls().to_numpy()
+            values = _numbers(quantities[name])
             with np.errstate(over="ignore"):
                 slots = np.clip((values - low) * (number / (high - low)) + 1.0, 0.0, number + 1.0)
             counts[name] += np.bincount(slots.astype(np.intp), minlength=number + 2)
@@ -114,6 +114,11 @@ class Histograms:
             }
             for name, (_, low, high, _) in self.bins.items()
         }
+
+
+def _numbers(column: pl.Series) -> np.ndarray:
+    """The values that are not missing, as float64."""
+    return (column.drop_nulls() if column.null_count() else column).cast(pl.Float64).to_numpy()
 
 
 def column_statistics(entries: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from galray.catalog.merge import ParquetSlices
+from galray.catalog.merge import GROUP_ROWS, ParquetSlices
 from galray.catalog.settings import CatalogSettings, TileSettings
 from galray.catalog.sky_rows import HEALPIX, LEVEL, rows_between
 from galray.errors import GalrayError
@@ -26,8 +26,6 @@ __all__ = [
     "tile_limit",
     "write_tiles",
 ]
-
-_GROUP_ROWS = 131_072
 
 
 class Tile(NamedTuple):
@@ -183,8 +181,8 @@ def _write(
     """Write one tile; stars of 6D tables get their place on the sky, as seen from the Sun."""
     out: ParquetSlices | None = None
     try:
-        for start in range(0, len(rows), _GROUP_ROWS):
-            part = frame[rows[start : start + _GROUP_ROWS]].cast(schema)
+        for start in range(0, len(rows), GROUP_ROWS):
+            part = frame[rows[start : start + GROUP_ROWS]].cast(schema)
             first = [HEALPIX]
             if not {"ra", "dec"} <= {*schema}:
                 ra, dec = sky_positions(part, settings.frame.build())
@@ -192,7 +190,7 @@ def _write(
                 first += ["ra", "dec"]
             part = part.select(*first, *(name for name in schema if name not in first))
             if out is None:
-                out = ParquetSlices(path, part.schema, _GROUP_ROWS, settings.compression, HEALPIX)
+                out = ParquetSlices(path, part.schema, settings.compression, HEALPIX)
             out.add(part)
         if out is not None:
             out.close()

@@ -199,7 +199,7 @@ class Worker:
             self.place.push(path.name)
         return {"rows": rows, "rows_named": sum(frame.height for frame in named)}
 
-    def merge(self, shard: int, view: str, out: str, schema_file: str, group_rows: int) -> dict[str, Any]:
+    def merge(self, shard: int, view: str, out: str, schema_file: str) -> dict[str, Any]:
         """Merge one shard's rows from all pieces, in the order of the input files."""
         folder, name = self.folder / out / view, f"{out}/{view}/shard-{shard:05d}"
         with contextlib.suppress(OSError, ValueError):
@@ -212,7 +212,7 @@ class Worker:
         self.place.fetch(*(index.files[number] for number in np.unique(index.entries[:, 0])))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"shard-{shard:05d}.parquet"
-        entry = merge_shard(self.folder, index, schema, path, group_rows, self.settings)
+        entry = merge_shard(self.folder, index, schema, path, self.settings)
         # As text: a sum of squares may be infinite, which JSON does not know and Python's does.
         write_atomic(path.with_suffix(".json"), json.dumps(entry))
         self.place.push(f"{name}.*", last=[f"{name}.json"])

@@ -31,15 +31,11 @@ from galray.gravity import (
     Moments,
     MomentsSettings,
     PotentialSettings,
-    SplineField,
     averaging_points,
+    fit_potential,
     smooth,
     smoothed_density,
 )
-from galray.gravity.equations import estimating_equations
-from galray.gravity.potential import taper
-from galray.gravity.region import as_region
-from galray.gravity.spline_fit import fit_spline_to_residuals, spline_basis
 from galray.mocks import MilkyWay, MilkyWaySettings
 from galray.phasespace import (
     Ball,
@@ -71,9 +67,8 @@ TRAINING: dict[str, Any] = {
     "score": ScoreTrainingSettings(epochs=5, validation_fraction=0.02),
     "flow": TrainingSettings(epochs=4, batch_size=1024, learning_rate=6e-3, validation_fraction=0.02),
 }
-POTENTIAL = PotentialSettings(basis="spline", base_splines=(8, 15))
-# Held-out stars cannot choose it: they share the ripples of the network's n(z), alike in all draws and seeds.
-PENALTY = 0.03
+# Held-out stars cannot choose the penalty: they share the ripples of the network's n(z), alike in all draws.
+POTENTIAL = PotentialSettings(basis="spline", base_splines=(8, 15), penalty=0.03)
 BARS = {"score": 0.03, "flow": 0.05}
 GALAXY = MilkyWay(MilkyWaySettings(ball_radius_kpc=4.0))
 BALL = Ball(GALAXY.frame.sun_position, 4.0)
@@ -141,18 +136,6 @@ def scores(method: str, count: int, draw: int, seed: int, quarter: bool = False)
     return torch.from_numpy(np.load(folder / "scores.npy").astype(float)), found["cpu_seconds"]
 
 
-def potential(found: Tensor, w: Tensor) -> SplineField:
-    """Φ by the least squares of scores at stars, as `fit_potential` has it but for the given penalty."""
-    distance = (w[:, :3] - torch.tensor(BALL.center)).norm(dim=1) / BALL.radius
-    weight = taper(distance.numpy() / POTENTIAL.max_radius)
-    region = as_region(BALL)
-    keep = weight > 0
-    equations = estimating_equations(
-        w.numpy()[keep], found.numpy()[keep], weight[keep], POTENTIAL.form, region
-    )
-    return fit_spline_to_residuals(equations, spline_basis(POTENTIAL, region), region, PENALTY)
-
-
 def _stars(count: int, draw: int, quarter: int | None = None) -> Tensor:
     w = torch.from_numpy(disc_stars(count, draw))
     return w if quarter is None else w[quarter::QUARTERS]
@@ -165,7 +148,7 @@ def by_networks(method: str, count: int, draw: int, members: int) -> dict[str, A
     def work(folder: Path) -> dict[str, Any]:
         w = _stars(count, draw)
         mean = torch.stack([scores(method, count, draw, seed)[0] for seed in seeds]).mean(0)
-        field = potential(mean, w)
+        field = fit_potential(mean, w, POTENTIAL, seed=0, ball=BALL)
         return {"value": dark_matter(field), **errors(field, w)}
 
     spent = sum(scores(method, count, draw, seed)[1] for seed in seeds)
@@ -180,7 +163,8 @@ def by_quarters(method: str, count: int, draw: int) -> dict[str, Any]:
         parts = []
         for k in range(QUARTERS):
             w = _stars(count, draw, k)
-            parts.append(dark_matter(potential(scores(method, count, draw, k, True)[0], w)))
+            found = scores(method, count, draw, k, True)[0]
+            parts.append(dark_matter(fit_potential(found, w, POTENTIAL, seed=0, ball=BALL)))
         return {"parts": parts}
 
     spent = sum(scores(method, count, draw, k, True)[1] for k in range(QUARTERS))
@@ -209,7 +193,6 @@ def _task(method: str, count: int, draw: int, more: dict[str, Any]) -> dict[str,
         "stars": count,
         "draw": draw,
         "settings": settings,
-        "penalty": PENALTY,
     }
     return {**task, **more}
 

@@ -20,8 +20,6 @@ from galray.gravity import (
     save_field,
     smoothed_density,
 )
-from galray.gravity.equations import estimating_equations
-from galray.gravity.spline_fit import fit_spline_to_residuals, spline_basis
 from galray.mocks.spheres import PlummerSphere
 from galray.phasespace import ExactModel
 from galray.potentials import NFW, Composite, MiyamotoNagai
@@ -93,15 +91,17 @@ def test_noise_in_the_score_biases_the_plain_form_more(stars):
 
 
 def test_a_given_penalty_takes_the_place_of_the_chosen_one(stars):
-    w, scores = (t.numpy() for t in stars)
-    basis = spline_basis(SPLINE, BALL)
-    equations = estimating_equations(w, scores, np.ones(len(w)), "plain", BALL)
-    chosen = fit_spline_to_residuals(equations, basis, BALL)
-    again = fit_spline_to_residuals(equations, basis, BALL, chosen.penalty[0])
+    w, scores = stars
+
+    def fitted_with(penalty):
+        return fit_potential(scores, w, SPLINE.model_copy(update={"penalty": penalty}), seed=1, ball=BALL)
+
+    chosen = fitted_with(None)
+    again = fitted_with(chosen.penalty[0])
     np.testing.assert_array_equal(again.parameters, chosen.parameters)
-    stiff = fit_spline_to_residuals(equations, basis, BALL, 100.0)
+    stiff = fitted_with(100.0)
     assert stiff.penalty == (100.0,) * 3
-    rough = sum(basis.roughness())
+    rough = sum(stiff.basis.roughness())
     assert stiff.parameters @ rough @ stiff.parameters < 0.5 * chosen.parameters @ rough @ chosen.parameters
 
 

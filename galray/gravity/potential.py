@@ -244,7 +244,7 @@ def fit_potential(
             seed=seed,
         )
     else:
-        base = fit_spline_to_residuals(equations, basis, region)
+        base = fit_spline_to_residuals(equations, basis, region, settings.penalty)
     if settings.basis != "network":
         return base
     rng = np.random.default_rng(seed)

@@ -274,6 +274,9 @@ class PotentialSettings(Settings):
     """Splines along each coordinate; () takes (6, 9) for Rz and (6, 6, 9) for xyz."""
     concentration: tuple[float, ...] = ()
     """β per coordinate of the spline's cells, as in the moments; () takes (0, 2) or (0, 0, 2)."""
+    penalty: float | None = Field(default=None, gt=0)
+    """Strength of the splines' penalty of third differences (0.03 suits networks of a million disc stars);
+    none chooses it by held-out stars, which share the errors of the model that gave them their scores."""
     hidden: tuple[int, ...] = (64, 128)
     """Widths of the network's hidden layers."""
     epochs: int = Field(default=6, ge=1)

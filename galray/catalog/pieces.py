@@ -194,7 +194,7 @@ def read_batches(folder: Path, index: PieceIndex, columns: Sequence[str] | None 
     entries = index.entries
     options = pa.ipc.IpcReadOptions(use_threads=False)
     for number in dict.fromkeys(entries[:, 0].tolist()):
-        with pa.memory_map(str(folder / index.files[number])) as source:
+        with pa.OSFile(str(folder / index.files[number])) as source:
             reader = pa.ipc.open_file(source, options=options)
             for batch in entries[entries[:, 0] == number][:, 1].tolist():
                 table = pa.Table.from_batches([reader.get_batch(batch)])

@@ -90,6 +90,18 @@ def test_noise_in_the_score_biases_the_plain_form_more(stars):
     assert abs(bias("instrument")) < 0.03
 
 
+def test_the_mean_of_the_forms_is_one_field(tmp_path, stars):
+    w, scores = (t[:5000] for t in stars)
+    forms = [SPLINE.model_copy(update={"form": form}) for form in ("plain", "instrument", "stein")]
+    each = [fit_potential(scores, w, form, seed=1, ball=BALL) for form in forms]
+    mean = fit_potential(ExactModel(SPHERE), w, SPLINE.model_copy(update={"form": "mean"}), seed=1, ball=BALL)
+    x = places(50)
+    expected = torch.stack([field.acceleration(x) for field in each]).mean(0)
+    torch.testing.assert_close(mean.acceleration(x), expected)
+    save_field(mean, tmp_path)
+    torch.testing.assert_close(load_field(tmp_path).mass_density(x), mean.mass_density(x))
+
+
 def test_a_given_penalty_takes_the_place_of_the_chosen_one(stars):
     w, scores = stars
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from galray.errors import GalrayError
-from galray.gravity.equations import Equations, estimating_equations
+from galray.gravity.equations import Equations, Form, estimating_equations
 from galray.gravity.exports import Exportable
 from galray.gravity.masses import MassField, fit_masses
 from galray.gravity.region import Region, as_positions, as_region
@@ -33,6 +33,9 @@ from galray.gravity.spline_field import SplineField
 from galray.gravity.spline_fit import fit_spline_to_residuals, spline_basis
 from galray.gravity.splines import Array, to_numpy
 from galray.units import G
+
+if TYPE_CHECKING:
+    from galray.gravity.store import MeanField
 
 __all__ = ["PotentialField", "PotentialNetwork", "fit_potential", "negative_mass", "scores_at", "taper"]
 
@@ -170,7 +173,7 @@ def fit_potential(
     weights: Any = None,
     partner: Any = None,
     on_epoch: Any = None,
-) -> PotentialField | SplineField | MassField:
+) -> PotentialField | SplineField | MassField | MeanField:
     """Fit Φ to the score at the stars, or at draws from a flow.
 
     Arguments:
@@ -186,7 +189,8 @@ def fit_potential(
         on_epoch: Called with the dict of each epoch.
 
     Returns:
-        A `SplineField` for ``basis = "spline"``, a `MassField` for ``"masses"``, else a `PotentialField`.
+        A `SplineField` for ``basis = "spline"``, a `MassField` for ``"masses"``, else a `PotentialField`;
+        the `MeanField` of three for ``form = "mean"``.
 
     Raises:
         GalrayError: No ball, shapes that do not match, values that are not finite, or too few stars.
@@ -200,6 +204,12 @@ def fit_potential(
     states = to_numpy(w)
     scores = scores_at(model_or_scores, w)
     second = None if partner is None else scores_at(partner, w)
+    if settings.form == "mean":
+        from galray.gravity.store import MeanField  # which knows every kind of field
+
+        given: dict[str, Any] = {"seed": seed, "ball": ball, "weights": weights, "partner": second}
+        each = [settings.model_copy(update={"form": form}) for form in get_args(Form)]
+        return MeanField([fit_potential(scores, w, one, on_epoch=on_epoch, **given) for one in each])
     if states.ndim != 2 or states.shape[1] != 6 or scores.shape != states.shape:
         raise GalrayError(
             f"states of shape {states.shape} with scores of shape {scores.shape}", "both must be (n, 6)"

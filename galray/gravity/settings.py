@@ -256,9 +256,10 @@ class PotentialSettings(Settings):
     basis: Literal["spline", "masses", "network"] = "network"
     """``spline`` solves one linear system; ``masses`` are Gaussians that cannot be negative, best where the
     stars hold the mass that pulls them; ``network`` adds a network that learns what its base misses."""
-    form: Literal["plain", "instrument", "stein"] = "plain"
+    form: Literal["plain", "instrument", "stein", "mean"] = "plain"
     """``plain`` is E[r²], the most precise on well-trained models; ``instrument`` and ``stein`` are free of
-    the bias towards zero that noise in the score causes, with more scatter."""
+    the bias towards zero that noise in the score causes, with more scatter; ``mean`` is the mean of all
+    three, whose errors differ, at five times the cost."""
     base: Literal["Rz", "xyz", "masses"] = "Rz"
     """What the network stands on: a spline in these coordinates, or Gaussian masses. The network on top knows
     all three coordinates: ``Rz`` with a network starts from axial symmetry and is not bound to it."""

@@ -28,7 +28,6 @@ GROUPS = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(GROUPS), default=sorted(GROUPS), metavar="GROUP")
-    parser.add_argument("--realisations", type=int, default=3, help="of the Plummer rows with a bar")
 
 
 def measure(bench: Bench) -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["SMALL_MODELS", "write_config"]
+__all__ = ["FOUR_MOCKS", "SMALL_MODELS", "write_config"]
+
+FOUR_MOCKS = """
+[calibration]
+mocks = 4
+[calibration.galaxy]
+num_stars = 4000
+mixing_periods = 3
+energy_tolerance = 1e-3
+"""
 
 SMALL_MODELS = """
 [catalog.ball]

@@ -23,22 +23,14 @@ from galray.errors import GalrayError
 from galray.pipeline import Pipeline
 from galray.results import HEADLINE
 from galray.tables import read_table
-from tests.chain_config import write_config
+from tests.chain_config import FOUR_MOCKS, write_config
 
-TINY = """
-[calibration]
-mocks = 4
-[calibration.galaxy]
-num_stars = 4000
-mixing_periods = 3
-energy_tolerance = 1e-3
-"""
 ALONE = ['methods=["moments"]', "cluster.enabled=false", "tracking.enabled=false"]
 
 
 def config_of(folder, *overrides, name="tiny"):
     folder.mkdir(exist_ok=True)
-    path = write_config(folder, name=name, num_stars=4000, extra=TINY)
+    path = write_config(folder, name=name, num_stars=4000, extra=FOUR_MOCKS)
     return load_config(path, [*ALONE, *overrides])
 
 

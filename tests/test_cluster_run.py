@@ -16,7 +16,7 @@ from galray.catalog.mirror import SCRATCH, Mirror
 from galray.catalog.storage import StorageSettings
 from galray.config import load_config
 from galray.ensemble import read_trials
-from tests.chain_config import write_config
+from tests.chain_config import FOUR_MOCKS, write_config
 from tests.mlflow_server import KEYS
 from tests.ray_nodes import Nodes, ray_nodes
 
@@ -202,21 +202,11 @@ def test_trainings_on_two_nodes_and_a_search_of_them(
     assert not [name for name in names if "/train/" in name], "stars that were dealt lie about"
 
 
-CALIBRATION = """
-[calibration]
-mocks = 4
-[calibration.galaxy]
-num_stars = 4000
-mixing_periods = 3
-energy_tolerance = 1e-3
-"""
-
-
 def test_a_calibration_through_the_cluster_and_what_the_next_one_finds(
     nodes: Nodes, storage: StorageSettings, here: Path
 ) -> None:
     """Mock galaxies on two nodes: all that they share is the object store."""
-    config = write_config(here, name="judged", num_stars=4000, extra=CALIBRATION)
+    config = write_config(here, name="judged", num_stars=4000, extra=FOUR_MOCKS)
     where = [*overrides(storage), "--set", 'methods=["moments"]', "--stage", "calibrate"]
     first = nodes.submit(config, *where)
     assert first.returncode == 0, first.stdout + first.stderr

@@ -139,20 +139,29 @@ def test_exact_conditional_scores_need_no_density(stars, basis, tmp_path):
         silent.log_efficiency(x)
 
 
+CONDITIONAL_MOMENTS = DustSettings(
+    variant="conditional",
+    basis="moments",
+    num_potential_splines=(6, 7),
+    selection_basis="Rz",
+    num_selection_splines=(6, 7),
+    penalty=1e-2,
+    selection_amplitude=10.0,
+    max_bound_fraction=1.0,
+)
+
+
 def test_moments_of_the_conditional_variant():
-    """Stars weighed with 1/n_obs tell Φ and n: the sphere behind ε, integrated exactly."""
-    settings = DustSettings(
-        variant="conditional",
-        basis="moments",
-        num_potential_splines=(8, 11),
-        selection_basis="Rz",
-        num_selection_splines=(8, 11),
-        concentration=(2.0, 2.0),
-        selection_concentration=(2.0, 2.0),
-        penalty=1e-9,
-        selection_amplitude=10.0,
-        max_stars=10**7,
-        max_bound_fraction=1.0,
+    """Stars weighed to a smooth density tell Φ and n: the sphere behind ε, integrated exactly."""
+    settings = CONDITIONAL_MOMENTS.model_copy(
+        update={
+            "num_potential_splines": (8, 11),
+            "num_selection_splines": (8, 11),
+            "concentration": (2.0, 2.0),
+            "selection_concentration": (2.0, 2.0),
+            "penalty": 1e-9,
+            "max_stars": 10**7,
+        }
     )
     ball = Region((0.0, 0.0, 0.0), 6.0)
     w, mass = quadrature(Moments(settings.splines(), ball), log_epsilon, ball)
@@ -173,22 +182,12 @@ def test_moments_of_the_conditional_variant():
 def test_any_smooth_density_of_the_weighed_stars_will_do():
     """What weighs the stars falls out of Φ and n: an n_obs that is off by a smooth factor changes n alone."""
     stars = seen_stars(SPHERE, 20_000)
-    settings = DustSettings(
-        variant="conditional",
-        basis="moments",
-        num_potential_splines=(6, 7),
-        selection_basis="Rz",
-        num_selection_splines=(6, 7),
-        penalty=1e-2,
-        selection_amplitude=10.0,
-        max_bound_fraction=1.0,
-    )
 
     def found(slope):
         def off(x):
             return log_observed(x) + slope * x[..., 2].square()
 
-        return fit_dust(None, stars, settings, seed=1, ball=BALL, log_density=off, check=False)
+        return fit_dust(None, stars, CONDITIONAL_MOMENTS, seed=1, ball=BALL, log_density=off, check=False)
 
     plain, tilted = found(0.0), found(0.1)
     x = places(high=2.0)

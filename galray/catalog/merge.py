@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from galray.catalog.pieces import PieceIndex, read_batches, temporary_name
 from galray.catalog.settings import CatalogSettings
-from galray.catalog.sky_rows import HEALPIX, SkyRows
+from galray.catalog.sky_rows import HEALPIX, SkyRows, first_of_runs
 from galray.catalog.statistics import ColumnSums, Histograms
 from galray.provenance import file_hash
 
@@ -162,9 +162,7 @@ def _first_of_each(ids: np.ndarray) -> np.ndarray:
     if len(ids) < 2 or (ids[1:] > ids[:-1]).all():
         return np.arange(len(ids))
     order = np.argsort(ids)  # a stable sort takes three times as long
-    ordered = ids[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    return np.minimum.reduceat(order, starts)
+    return np.minimum.reduceat(order, first_of_runs(ids[order]))
 
 
 def _portions(folder: Path, index: PieceIndex, schema: pl.Schema) -> Iterator[list[pl.DataFrame]]:

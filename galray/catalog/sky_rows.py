@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from galray.catalog.pieces import BatchFile
 
-__all__ = ["HEALPIX", "LEVEL", "SkyRows", "add_counts", "pixel_counts", "rows_between"]
+__all__ = ["HEALPIX", "LEVEL", "SkyRows", "add_counts", "first_of_runs", "pixel_counts", "rows_between"]
 
 HEALPIX = "_healpix_29"
 """Nested HEALPix pixel of level 29 (ICRS), HATS's spatial index; pieces carry it where tiles are made."""
@@ -74,7 +74,7 @@ def rows_between(path: Path, low: int, high: int) -> Iterator[pl.DataFrame]:
 def pixel_counts(pixels_29: np.ndarray, level: int) -> np.ndarray:
     """Sparse counts of stars in the pixels of a level, (2, k) int64: pixels and numbers."""
     pixels = np.sort(pixels_29 >> 2 * (LEVEL - level))
-    first = _first_of_runs(pixels)
+    first = first_of_runs(pixels)
     return np.stack([pixels[first], np.diff(first, append=len(pixels))])
 
 
@@ -83,10 +83,10 @@ def add_counts(parts: Sequence[np.ndarray]) -> np.ndarray:
     pixels, numbers = np.concatenate(parts, axis=1)
     order = np.argsort(pixels)
     pixels = pixels[order]
-    first = _first_of_runs(pixels)
+    first = first_of_runs(pixels)
     return np.stack([pixels[first], np.add.reduceat(numbers[order], first) if len(first) else first])
 
 
-def _first_of_runs(ordered: np.ndarray) -> np.ndarray:
+def first_of_runs(ordered: np.ndarray) -> np.ndarray:
     """Positions in a sorted array at which another value begins."""
     return np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))

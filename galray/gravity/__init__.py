@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from galray.gravity.moment_settings import MomentsSettings
 from galray.gravity.settings import (
     BaryonSettings,
     DustSettings,
@@ -12,7 +13,6 @@ from galray.gravity.settings import (
     HaloSettings,
     KernelSettings,
     LeastSquaresSettings,
-    MomentsSettings,
     PotentialSettings,
     RotatingSettings,
 )

@@ -16,10 +16,10 @@ from scipy import linalg
 
 from galray.errors import GalrayError
 from galray.gravity.moment_selection import Degeneracy, ball_lattice, degeneracies
+from galray.gravity.moment_settings import MomentsSettings
 from galray.gravity.moments import Moments
 from galray.gravity.penalised import solve
 from galray.gravity.region import as_region
-from galray.gravity.settings import MomentsSettings
 from galray.gravity.splines import Array, to_numpy
 
 __all__ = ["Identifiability", "identifiability"]

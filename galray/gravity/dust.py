@@ -38,13 +38,14 @@ from galray.gravity.dust_maps import EfficiencyMap, StarCounts, counts_over_dens
 from galray.gravity.dust_networks import train_networks
 from galray.gravity.exports import Exportable
 from galray.gravity.moment_selection import LogSelection, fit_log
+from galray.gravity.moment_settings import MomentsSettings
 from galray.gravity.moment_system import MomentSystem
 from galray.gravity.moments import Moments
 from galray.gravity.penalised import Equations, Solution, Unknowns, Whitener, solve
 from galray.gravity.positivity import nonnegative
 from galray.gravity.potential import PotentialField, scores_at, taper
 from galray.gravity.region import Region, as_positions, as_region
-from galray.gravity.settings import DustSettings, MomentsSettings
+from galray.gravity.settings import DustSettings
 from galray.gravity.spline_field import SplineField
 from galray.gravity.splines import Array, SumBasis, TensorBasis, to_numpy
 

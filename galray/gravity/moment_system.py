@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from galray.errors import GalrayError
+from galray.gravity.moment_settings import MomentsSettings
 from galray.gravity.moment_sums import MomentSums, add_up
 from galray.gravity.penalised import Equations, Penalty, Unknowns, Whitener
 from galray.gravity.region import Region, as_region
 from galray.gravity.roughness import axial_departure, third_differences
-from galray.gravity.settings import MomentsSettings
 from galray.gravity.splines import Array, SumBasis, TensorBasis, ball_axes
 from galray.gravity.velocity_functions import Family
 from galray.gravity.weak_form import TestFamily, WeakForm

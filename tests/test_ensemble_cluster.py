@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -145,27 +146,36 @@ def test_a_lost_node_costs_no_member(nodes, tmp_path):
     cluster, workers = nodes
     none = FamilyDesign(seeds=0)
     specs = design(EnsembleSettings(flow=none, moments=none, score=FamilyDesign(seeds=7)), 1)
-    calls = tmp_path / "calls"
+    calls, members = tmp_path / "calls", tmp_path / "members"
     calls.mkdir()
     lost: list[str] = []
 
-    def on_done(spec, outcome):
-        """When the first members are done, take away the node of a member that runs."""
-        if lost or sum(1 for path in (tmp_path / "members").glob("00?/result.json")) < 2:
-            return
-        running = {path.read_text().split()[-2] for path in calls.iterdir()}
-        victim = next(node for node in workers if node.node_id in running)
-        lost.append(victim.node_id)
-        cluster.remove_node(victim, allow_graceful=False)
+    def take_away(patience=120.0):
+        """Once two members are done, take away the node of a member that has just begun its 3 s."""
+        victims = {node.node_id: node for node in workers}
+        end = time.monotonic() + patience
+        while not lost and time.monotonic() < end:
+            time.sleep(0.05)
+            if sum(1 for _ in members.glob("00?/result.json")) < 2:
+                continue
+            young = (path for path in calls.iterdir() if time.time() - path.stat().st_mtime < 1.0)
+            running = (path.read_text().split() for path in young)
+            found = next((words[-2] for words in running if words and words[-2] in victims), None)
+            if found:
+                lost.append(found)
+                cluster.remove_node(victims[found], allow_graceful=False)
 
     context = {"calls": str(calls), "sleep": 3.0}
     settings = EnsembleSettings(max_crashes=4)
-    outcomes = run_members(specs, slow_member, tmp_path / "members", context, settings, on_done=on_done)
+    thief = threading.Thread(target=take_away)
+    thief.start()
+    outcomes = run_members(specs, slow_member, members, context, settings)
+    thief.join()
     assert lost, "a node was removed"
     assert [o.error for o in outcomes] == [""] * 7
     assert all(o.finished for o in outcomes)
     assert [o.result["value"] for o in outcomes] == [s.streams["training"] % 1000 for s in specs]
     interrupted = [path for path in calls.iterdir() if len(path.read_text().splitlines()) > 1]
     assert interrupted, "a member that ran on the lost node was started again"
-    again = run_members(specs, slow_member, tmp_path / "members", context, settings)
+    again = run_members(specs, slow_member, members, context, settings)
     assert all(o.reused for o in again)

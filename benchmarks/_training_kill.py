@@ -7,6 +7,7 @@ it in a process of its own, with Ray nodes of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,27 @@ def train_workers() -> list[int]:
     return [pid for _, pid in sorted(found)]
 
 
+def raylet_of(pid: int) -> int:
+    """Process id of the Ray node that a worker belongs to."""
+    entries = dict(
+        entry.partition(b"=")[::2] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    )
+    return int(entries[b"RAY_RAYLET_PID"])
+
+
+@contextlib.contextmanager
+def stopped(pids: list[int]) -> Iterator[list[int]]:
+    """Hold processes: what is found meanwhile is how far they are."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 class Watcher(threading.Thread):
     """Kills a worker in mid-epoch, later takes its node away, and notes what the checkpoint held."""
 
@@ -125,11 +148,16 @@ class Watcher(threading.Thread):
         """Wait, kill, wait, take away, and watch to the end."""
         if self.wait_for(EPOCHS // 4):
             time.sleep(0.1)  # into the next epoch
-            self.killed.append(self.look())
-            os.kill(train_workers()[-1], signal.SIGKILL)
+            with stopped(train_workers()) as workers:
+                self.killed.append(self.look())
+                os.kill(workers[-1], signal.SIGKILL)
         if self.wait_for(self.look() + EPOCHS // 4):
-            self.killed.append(self.look())
-            self.cluster.remove_node(self.node, allow_graceful=False)
+            with stopped(train_workers()) as workers:
+                self.killed.append(self.look())
+                for pid in workers:
+                    if raylet_of(pid) == self.node.all_processes["raylet"][0].process.pid:
+                        os.kill(pid, signal.SIGKILL)
+                self.cluster.remove_node(self.node, allow_graceful=False)
         self.wait_for(EPOCHS)
         self.look()
 

@@ -18,20 +18,31 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def ray_session():
-    """The one Ray cluster of the test session: two CPUs, small object store, never a leftover one."""
+def _ray_ends():
+    yield
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=200 * 1024**2,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def ray_session(_ray_ends):
+    """The one Ray cluster of the test session: two CPUs, small object store, never a leftover one.
+
+    It starts with the first test that asks for it, and again after tests with nodes of their own.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200 * 1024**2,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    return ray
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,9 @@ from typing import Any
 
 import pytest
 
-__all__ = ["MlflowServer", "free_port", "mlflow_on_postgres", "postgres"]
+from tests.waiting import wait_for
+
+__all__ = ["MlflowServer", "answers", "free_port", "mlflow_on_postgres", "postgres"]
 
 BUCKET = "mlflow"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -50,10 +53,16 @@ class MlflowServer:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on.
+
+    Below those that systems give to outgoing connections and to who asks for any port, and above Ray's for
+    its workers: nobody gets it before the server that it is for.
+    """
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            port = random.SystemRandom().randrange(20_000, 32_000)
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def _program(name: str) -> str:
@@ -97,13 +106,11 @@ def postgres() -> Iterator[str]:
 def _create_database(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     import psycopg2
 
-    while True:
-        try:
-            connection = psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", dbname="postgres")
-            break
-        except psycopg2.OperationalError:
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
+    def connect() -> Any:
+        with contextlib.suppress(psycopg2.OperationalError):
+            return psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", dbname="postgres")
+
+    connection = wait_for(connect, "a connection to Postgres", process, log)
     connection.autocommit = True
     connection.cursor().execute("CREATE DATABASE mlflow")
     connection.close()
@@ -139,18 +146,17 @@ def mlflow_on_postgres(folder: Path) -> Iterator[MlflowServer]:
             start_new_session=True,
         )  # fmt: skip
         try:
-            _wait_for(f"{found.uri}/health", process, folder / "mlflow-server.log")
+            log_path = folder / "mlflow-server.log"
+            wait_for(lambda: answers(f"{found.uri}/health"), "MLflow's server", process, log_path, every=0.3)
             yield found
         finally:
             os.killpg(process.pid, 15)
             process.wait()
 
 
-def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    while True:
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.3)
+def answers(address: str) -> bool:
+    """Whether somebody answers there."""
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(address, timeout=60).close()
+        return True
+    return False

@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import galray
 from tests.mlflow_server import KEYS, free_port
+from tests.waiting import wait_for
 
 __all__ = ["Nodes", "ray_nodes"]
 
@@ -60,11 +60,7 @@ class Nodes:
             "head", head_cpus, "--head", f"--port={self.gcs.rpartition(':')[2]}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         )  # fmt: skip
-        while True:
-            self._require_alive("head")
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", dashboard), 1):
-                break
-            time.sleep(0.2)
+        self._wait_for("head", lambda: accepts(dashboard))
 
     def _start(self, name: str, num_cpus: int, *words: str) -> None:
         scratch = self.folder / name
@@ -73,6 +69,7 @@ class Nodes:
             sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--num-cpus={num_cpus}",
             "--num-gpus=0", f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
             "--object-store-memory=100000000", "--node-ip-address=127.0.0.1",
+            "--min-worker-port=0", "--max-worker-port=0",  # each node would deal the same ones
             f"--temp-dir={self.session}/{name}", *words,
         ]  # fmt: skip
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -81,16 +78,14 @@ class Nodes:
                 start_new_session=True,
             )  # fmt: skip
 
-    def _require_alive(self, name: str) -> None:
-        assert self.nodes[name].poll() is None, (self.folder / f"{name}.log").read_text()
+    def _wait_for(self, name: str, condition: Callable[[], object]) -> None:
+        wait_for(condition, f"the node {name}", self.nodes[name], self.folder / f"{name}.log", every=0.2)
 
     def add(self, name: str, num_cpus: int = 1) -> None:
         """Let a node join, and wait until it has."""
         self._start(name, num_cpus, f"--address={self.gcs}")
-        while "Ray runtime started" not in (self.folder / f"{name}.log").read_text():
-            self._require_alive("head")
-            self._require_alive(name)
-            time.sleep(0.2)
+        log = self.folder / f"{name}.log"
+        self._wait_for(name, lambda: "Ray runtime started" in log.read_text())
 
     def kill(self, name: str) -> None:
         """Take a node away with all its processes, without a word to anybody."""
@@ -137,6 +132,13 @@ def ray_nodes(folder: Path, workers: int = 2, head_cpus: int = 0, **more: str) -
         yield nodes
     finally:
         nodes.stop()
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 60):
+        return True
+    return False
 
 
 def descendants(pid: int) -> list[int]:

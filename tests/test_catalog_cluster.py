@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ import pytest
 
 from galray.catalog import CatalogSettings, ShardStore, ingest
 from tests.catalog_stars import stars
+from tests.held_ingest import HOLD
+from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.cluster,
@@ -28,13 +29,17 @@ import json, sys
 from galray.catalog import CatalogSettings, ingest
 from galray.catalog.workers import peak_mb
 from galray.errors import GalrayError
+from tests.held_ingest import hold
 
 what = json.loads(sys.argv[1])
 if what["workers"]:
     import ray
 
     ray.init(address="local", num_cpus=what["workers"], include_dashboard=False,
-             object_store_memory=100 * 1024**2, log_to_driver=False, logging_level="ERROR")
+             object_store_memory=100 * 1024**2, log_to_driver=False, logging_level="ERROR",
+             runtime_env={"worker_process_setup_hook": hold})
+else:
+    hold()
 
 try:
     settings = CatalogSettings(**what["settings"])
@@ -47,22 +52,27 @@ print(json.dumps({"rows": store.num_rows, **peaks}))
 """
 
 
-FILES = 64
+FILES = 16
 
 
-def start(settings: dict, target: Path, workers: int) -> subprocess.Popen[str]:
+def environment(hold: Path | None = None) -> dict[str, str]:
+    """Of a process with an ingest, which waits in mid-file for a word in `hold`."""
+    own = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    own["PYTHONPATH"] = str(Path(__file__).parents[1])
+    if hold is not None:
+        hold.mkdir()
+        own[HOLD] = str(hold)
+    return os.environ | own
+
+
+def start(settings: dict, target: Path, workers: int, hold: Path | None = None) -> subprocess.Popen[str]:
     what = {"settings": settings, "target": str(target), "workers": workers}
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "POLARS_MAX_THREADS": "1",
-        "RAY_AUTH_MODE": "disabled",
-    }
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, json.dumps(what)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(hold),
     )
 
 
@@ -79,9 +89,9 @@ def checksums(store: ShardStore) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files enough that there is something left to do when a few of them have been read."""
+    """Files of which most are left to do when the first ones have been read."""
     folder = tmp_path_factory.mktemp("files")
-    table = stars(160_000)
+    table = stars(40_000)
     for number in range(FILES):
         table[number::FILES].write_csv(folder / f"{number}.csv")
     return folder
@@ -96,39 +106,42 @@ def undisturbed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardS
     return ingest(CatalogSettings(**configured(files)), tmp_path_factory.mktemp("undisturbed"))
 
 
-def wait_for(condition, patience: float = 120.0) -> None:
-    until = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < until, "it did not come to that"
-        time.sleep(0.01)
+def held(folder: Path, process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of those that are in the middle of a file, of which there are some."""
+    found = wait_for(lambda: list(folder.glob("held-*")), "a half-written piece", process)
+    return [int(path.name.removeprefix("held-")) for path in found]
 
 
-def half_written(target: Path) -> list[Path]:
-    return list(target.glob(".ingest-*/.piece-*.tmp"))
+def half_written(target: Path, pid: int) -> list[Path]:
+    return list(target.glob(f".ingest-*/.piece-*.{pid}-*.tmp"))
+
+
+def pieces(target: Path) -> dict[Path, int]:
+    """The files that have been read, and when."""
+    return {path: path.stat().st_mtime_ns for path in target.glob(".ingest-*/piece-*.json")}
 
 
 def test_killed_driver_and_two_at_once(files: Path, undisturbed: ShardStore, tmp_path: Path) -> None:
     target = tmp_path / "store"
-    process = start(configured(files), target, workers=0)
-    wait_for(lambda: len(list(target.glob(".ingest-*/piece-*.json"))) >= 2)
-    os.kill(process.pid, signal.SIGSTOP)  # it holds its lock, and comes no further meanwhile
+    process = start(configured(files), target, workers=0, hold=tmp_path / "hold")
+    assert held(tmp_path / "hold", process) == [process.pid]  # it has its lock, and comes no further
 
     second = start(configured(files), target, workers=0)
     out, _ = second.communicate()
     assert second.returncode == 2
     assert f"another ingest is writing this store (pid {process.pid}" in json.loads(out)["error"]
 
-    assert process.poll() is None, "it was killed in the middle"
+    assert half_written(target, process.pid), "it is killed in the middle"
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (target / "manifest.json").exists()
-    done = {path: path.stat().st_mtime_ns for path in target.glob(".ingest-*/piece-*.json")}
-    assert 0 < len(done) < FILES
+    done = pieces(target)
+    assert len(done) == 2
 
-    again = start(configured(files), target, workers=0)
-    wait_for(lambda: len(list(target.glob(".ingest-*/piece-*.json"))) > len(done) or again.poll() is not None)
-    still = {path: path.stat().st_mtime_ns for path in done if path.exists()}
-    assert still == {path: done[path] for path in still}, "what was done is not done again"
+    again = start(configured(files), target, workers=0, hold=tmp_path / "again")
+    held(tmp_path / "again", again)
+    assert pieces(target) == done, "what was done is not done again"
+    (tmp_path / "again" / "go").touch()
     finish(again)
     store = ShardStore(target)
     assert checksums(store) == checksums(undisturbed)
@@ -136,56 +149,45 @@ def test_killed_driver_and_two_at_once(files: Path, undisturbed: ShardStore, tmp
     assert not [path for path in target.iterdir() if path.name.startswith(".")]
 
 
-def test_killed_actor_in_mid_file(files: Path, undisturbed: ShardStore, tmp_path: Path, ray_session) -> None:
-    import threading
-
+def test_killed_actor_in_mid_file(files: Path, undisturbed: ShardStore, tmp_path: Path) -> None:
     target = tmp_path / "store"
-    result: list = []
-    thread = threading.Thread(
-        target=lambda: result.append(ingest(CatalogSettings(**configured(files)), target, num_workers=2))
-    )
-    thread.start()
-    # A half-written piece carries the process id of the actor that writes it.
-    killed = []
-
-    def kill() -> bool:
-        for path in half_written(target):
-            pid = int(path.name.split(".")[-2].split("-")[0])
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-            return True
-        return False
-
-    wait_for(kill)
-    thread.join()
-    assert len(killed) == 1
-    (store,) = result
+    process = start(configured(files), target, workers=2, hold=tmp_path / "hold")
+    actor = held(tmp_path / "hold", process)[0]
+    assert actor != process.pid
+    assert half_written(target, actor)
+    os.kill(actor, signal.SIGKILL)
+    (tmp_path / "hold" / "go").touch()
+    finish(process)
+    store = ShardStore(target)
     assert checksums(store) == checksums(undisturbed)
     assert store.row_account == undisturbed.row_account
     assert not [path for path in target.iterdir() if path.name.startswith(".")]
 
 
 NODES = """
-import json, sys, threading, time
+import json, os, sys, threading
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from galray.catalog import CatalogSettings, ingest
+from tests.held_ingest import HOLD, hold
+from tests.waiting import wait_for
 
 settings, target = CatalogSettings(**json.loads(sys.argv[1])), Path(sys.argv[2])
+signals = Path(os.environ[HOLD])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False,
                                                         "object_store_memory": 100 * 1024**2})
 other = cluster.add_node(num_cpus=1, object_store_memory=100 * 1024**2)
-ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR",
+         runtime_env={"worker_process_setup_hook": hold})
 result = []
-thread = threading.Thread(target=lambda: result.append(ingest(settings, target, num_workers=2)))
+thread = threading.Thread(target=lambda: result.append(ingest(settings, target, num_workers=2)), daemon=True)
 thread.start()
-while len(list(target.glob(".ingest-*/piece-*.json"))) < 2 and thread.is_alive():
-    time.sleep(0.01)
-busy = thread.is_alive()
+wait_for(lambda: len(list(signals.glob("held-*"))) == 2, "both nodes at work")
 cluster.remove_node(other, allow_graceful=False)
+(signals / "go").touch()
 thread.join()
-Path(sys.argv[3]).write_text(json.dumps({"busy": busy, "rows": result[0].num_rows if result else None}))
+Path(sys.argv[3]).write_text(json.dumps({"rows": result[0].num_rows if result else None}))
 ray.shutdown()
 cluster.shutdown()
 """
@@ -198,10 +200,10 @@ def test_removed_node(files: Path, undisturbed: ShardStore, tmp_path: Path) -> N
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"},
+        env=environment(tmp_path / "hold"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(outcome.read_text()) == {"busy": True, "rows": undisturbed.num_rows}
+    assert json.loads(outcome.read_text()) == {"rows": undisturbed.num_rows}
     store = ShardStore(tmp_path / "store")
     assert checksums(store) == checksums(undisturbed)
     assert store.row_account == undisturbed.row_account

@@ -3,13 +3,13 @@
 import hashlib
 import http.server
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 
 import hpgeom
@@ -24,8 +24,9 @@ from galray.catalog.fetch_bulk import choose, list_files
 from galray.catalog.regions import Region
 from galray.errors import GalrayError
 from tests.catalog_stars import stars
+from tests.waiting import wait_for
 
-QUICK = Patience(tries=3, wait=0.01, longest=0.02, timeout=5.0)
+QUICK = Patience(tries=3, wait=0.01, longest=0.02)
 
 
 class Faulty:
@@ -39,7 +40,8 @@ class Faulty:
         self.corrupt = {}  # name → how many times
         self.failures = {}  # name → status codes to answer first
         self.ignore_range = False
-        self.pause = 0.0
+        self.hold_after = {}  # name → bytes after which it waits for the release
+        self.release = threading.Event()
         self.url = ""
 
 
@@ -96,13 +98,16 @@ def server(tmp_path):
             if partial:
                 headers.append(("Content-Range", f"bytes {begin}-{len(content) - 1}/{size}"))
             self.answer(206 if partial else 200, headers)
-            drop = faults.drop_after.get(name)
+            drop, hold = faults.drop_after.get(name), faults.hold_after.get(name, math.inf)
             body = content[begin:] if drop is None else content[begin : begin + drop]
             for start in range(0, len(body), 1 << 14):
                 block = body[start : start + (1 << 14)]
                 self.wfile.write(block)
                 faults.sent[name] += len(block)
-                time.sleep(faults.pause)
+                if start + len(block) >= hold:
+                    faults.release.wait()
+                    self.close_connection = True
+                    return
             if len(body) < len(content) - begin:
                 self.close_connection = True
 
@@ -111,6 +116,7 @@ def server(tmp_path):
     thread.start()
     faults.url = f"http://127.0.0.1:{service.server_port}"
     yield faults
+    faults.release.set()
     service.shutdown()
     service.server_close()
     thread.join()
@@ -265,27 +271,27 @@ def test_answers_that_are_errors(server, tmp_path):
 
 
 def test_a_killed_fetch_goes_on(server, tmp_path):
-    server.pause = 0.02
+    third = names(server)[2]
+    server.hold_after = {third: 20_000}
     target = tmp_path / "to"
     command = [sys.executable, "-m", "galray.cli", "catalog", "fetch", "--source", server.url]
     command += ["--to", str(target), "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    part = target / f"{third}.part"
     try:
-        while not any(part.stat().st_size > 20_000 for part in target.glob("*.part")):
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for(lambda: part.exists() and part.stat().st_size >= 20_000, "a part of the third file", process)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    server.pause = 0.0
-    (part,) = target.glob("*.part")
-    held, whole = part.stat().st_size, len(list(target.glob("*.gz")))
-    assert held >= 20_000
+    server.hold_after = {}
+    server.release.set()
+    held = part.stat().st_size
+    assert 20_000 <= held < (server.folder / third).stat().st_size
+    assert len(list(target.glob("*.gz"))) == 2
     found = get(server, target)
     assert same(server, target)
-    assert found["fetched"] == 5 - whole
-    resumed = part.name.removesuffix(".part")
-    assert (resumed, f"bytes={held}-") in server.asked
+    assert found["fetched"] == 3
+    assert (third, f"bytes={held}-") in server.asked
 
 
 def test_disks_that_take_nothing(server, tmp_path):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from itertools import pairwise
 from urllib.parse import parse_qs
 
@@ -24,8 +23,9 @@ from galray.catalog.fetch_archive import spans
 from galray.catalog.tap import TapService
 from galray.errors import GalrayError
 from tests.catalog_stars import stars
+from tests.waiting import wait_for
 
-QUICK = Patience(tries=3, wait=0.01, longest=0.02, timeout=5.0)
+QUICK = Patience(tries=3, wait=0.01, longest=0.02)
 WHERE = "radial_velocity IS NOT NULL AND ruwe < 1.3"
 ERROR = """<?xml version="1.0"?>
 <VOTABLE xmlns="http://www.ivoa.net/xml/VOTable/v1.3"><RESOURCE type="results">
@@ -328,9 +328,8 @@ def test_a_killed_fetch_collects_the_jobs_that_have_finished(archive, tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", program])
     try:
-        while 3 not in archive.jobs or archive.jobs[3]["phases"][0] != "EXECUTING":
-            assert process.poll() is None
-            time.sleep(0.01)
+        phases = lambda: archive.jobs[3]["phases"] if 3 in archive.jobs else [""]  # noqa: E731
+        wait_for(lambda: phases()[0] == "EXECUTING", "the third job at work", process)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

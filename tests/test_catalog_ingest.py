@@ -231,7 +231,12 @@ def test_batches_and_flushes_do_not_change_the_store(gaia_files, tmp_path, monke
 values = st.one_of(st.none(), st.floats(width=32), st.floats(-3, 3, width=32))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     rows=st.lists(
         st.tuples(st.one_of(st.none(), st.integers(0, 40)), *[values] * 8), min_size=1, max_size=30

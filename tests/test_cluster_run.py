@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import galray
+from galray.catalog.lease import LEASE
 from galray.catalog.mirror import SCRATCH, Mirror
 from galray.catalog.storage import StorageSettings
 from galray.config import load_config
@@ -19,6 +19,7 @@ from galray.ensemble import read_trials
 from tests.chain_config import FOUR_MOCKS, write_config
 from tests.mlflow_server import KEYS
 from tests.ray_nodes import Nodes, ray_nodes
+from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.cluster,
@@ -55,13 +56,6 @@ def overrides(storage: StorageSettings, tracking: str = "") -> list[str]:
     pairs += ["catalog.storage.region=us-east-1"]
     pairs += [f"tracking.uri={tracking}"] if tracking else ["tracking.enabled=false"]
     return [word for pair in pairs for word in ("--set", pair)]
-
-
-def wait_for(condition, patience: float = 240.0) -> None:
-    until = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < until, "it did not come to that"
-        time.sleep(0.3)
 
 
 def finished(place: Mirror) -> set[str]:
@@ -158,14 +152,16 @@ def test_a_node_lost_in_the_ensemble_and_a_second_run_at_once(
     where = [*overrides(storage), "--set", "training.score.epochs=250", "--set", 'methods=["score"]']
     place = Mirror(f"s3://{BUCKET}/runs/lost", storage)
     job = nodes.start_galray("submit", config, *where, "--address", nodes.address, "--follow")
+    wait_for(lambda: place.read(LEASE), "the run at its place", job, every=0.3)
+    second = nodes.start_galray("run", config, *where, "--set", "cluster.enabled=false")
     lost = nodes.folder / "node1" / "s3" / BUCKET / "runs" / "lost" / "members"
-    wait_for(lambda: list(lost.glob("*.tmp/checkpoint/*")) or job.poll() is not None)
-    second = nodes.galray("run", config, *where, "--set", "cluster.enabled=false")
-    assert second.returncode == 2, second.stdout
-    assert f"{place.url}: process" in second.stderr
-    assert "works here" in second.stderr
-    assert not finished(place), "the node goes away in mid-training"
+    wait_for(lambda: list(lost.glob("*.tmp/checkpoint/*")), "a checkpoint on the first node", job)
     nodes.kill("node1")
+    assert not finished(place), "the node went away in mid-training"
+    said, _ = second.communicate()
+    assert second.returncode == 2, said
+    assert f"{place.url}: process" in said
+    assert "works here" in said
     out, _ = job.communicate()
     nodes.add("node3")
     assert job.returncode == 0, out

@@ -61,22 +61,26 @@ def test_failed_stage_is_not_said_to_be_done(capsys: pytest.CaptureFixture[str])
 
 def test_bar_on_a_terminal() -> None:
     code = (
-        "import time\n"
+        "import select, sys\n"
         "from galray.console import Console\n"
         "console = Console()\n"
         "assert console.terminal\n"
         "with console.stage('moments', '3 passes') as advance:\n"
         "    advance(0.5, 'half way')\n"
-        "    time.sleep(0.3)\n"
+        "    select.select([sys.stdin], [], [], 120)\n"  # until the bar has been seen
     )
     leader, follower = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=follower, env=environment)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=follower, env=environment)
     os.close(follower)
     shown = b""
     try:
         while block := os.read(leader, 4096):
             shown += block
+            if b"50%" in shown and process.stdin:
+                process.stdin.close()
+                process.stdin = None
     except OSError:
         pass  # Linux reports the closed terminal as an error
     os.close(leader)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from galray.errors import GalrayError
 from galray.galaxies.config import DwarfConfig, load_dwarf_config
 from galray.galaxies.members import load_posterior
 from galray.galaxies.run import Job, find_jobs, fit_galaxies, fit_galaxy
+from tests.waiting import wait_for
 
 SMALL = [
     "fit.sampler.chains=6",
@@ -307,9 +307,7 @@ def test_a_killed_fit_all_goes_on(tmp_path: Path, s3_storage: Any, at: str) -> N
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    while not records():
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.05)
+    wait_for(records, "the first member", process, every=0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = records()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -26,21 +24,22 @@ from galray.errors import GalrayError
 from galray.pipeline import Pipeline
 from galray.provenance import write_atomic
 from tests.chain_config import write_config
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
 
 RATE = "training.score.learning_rate"
 
 
-def slow_member(spec, folder, context):
-    """A member that takes a while and says where it ran."""
-    import ray
-
-    calls = Path(context["calls"])
-    node = ray.get_runtime_context().get_node_id()
-    with open(calls / spec["id"], "a") as handle:
-        handle.write(f"{node} {os.getpid()}\n")
-    time.sleep(context["sleep"])
+def member(spec, folder, context):
+    """A member that says where it ran; where there is a node to be lost, all but two wait until it is."""
+    node = where(0)
+    with open(Path(context["calls"]) / spec["id"], "a") as handle:
+        handle.write(f"{node}\n")
+    if "lost" in context and spec["index"] >= 2:
+        lost = Path(context["lost"])
+        # Who runs there never comes further: it is not he who ends in the end.
+        wait_for(lambda: lost.exists() and lost.read_text() != node, "the loss of another node")
     return {"node": node, "value": spec["streams"]["training"] % 1000}
 
 
@@ -94,8 +93,8 @@ def test_stages_run_on_the_nodes_that_they_ask_for(nodes, tmp_path):
         memory_gb_per_member=0.1,
     )
     (tmp_path / "calls").mkdir()
-    context = {"calls": str(tmp_path / "calls"), "sleep": 0.0}
-    outcomes = run_members(design(settings, 1), slow_member, tmp_path / "members", context, settings)
+    context = {"calls": str(tmp_path / "calls")}
+    outcomes = run_members(design(settings, 1), member, tmp_path / "members", context, settings)
     assert {outcome.result["node"] for outcome in outcomes} == {small}
 
     tuning = TuneSettings(
@@ -146,36 +145,32 @@ def test_a_lost_node_costs_no_member(nodes, tmp_path):
     cluster, workers = nodes
     none = FamilyDesign(seeds=0)
     specs = design(EnsembleSettings(flow=none, moments=none, score=FamilyDesign(seeds=7)), 1)
-    calls, members = tmp_path / "calls", tmp_path / "members"
+    calls, members, lost = tmp_path / "calls", tmp_path / "members", tmp_path / "lost"
     calls.mkdir()
-    lost: list[str] = []
+    victims = {node.node_id: node for node in workers}
 
-    def take_away(patience=120.0):
-        """Once two members are done, take away the node of a member that has just begun its 3 s."""
-        victims = {node.node_id: node for node in workers}
-        end = time.monotonic() + patience
-        while not lost and time.monotonic() < end:
-            time.sleep(0.05)
-            if sum(1 for _ in members.glob("00?/result.json")) < 2:
-                continue
-            young = (path for path in calls.iterdir() if time.time() - path.stat().st_mtime < 1.0)
-            running = (path.read_text().split() for path in young)
-            found = next((words[-2] for words in running if words and words[-2] in victims), None)
-            if found:
-                lost.append(found)
-                cluster.remove_node(victims[found], allow_graceful=False)
+    def taken():
+        """A node on which a member is at work: none but the first two come further before it is lost."""
+        begun = (calls / spec.id for spec in specs[2:])
+        places = (path.read_text().strip() for path in begun if path.exists())
+        return next((place for place in places if place in victims), None)
 
-    context = {"calls": str(calls), "sleep": 3.0}
+    def take_away():
+        wait_for(lambda: len(list(members.glob("00?/result.json"))) == 2, "the end of two members")
+        node = wait_for(taken, "a member on a node that can be lost")
+        cluster.remove_node(victims[node], allow_graceful=False)
+        write_atomic(lost, node)
+
+    context = {"calls": str(calls), "lost": str(lost)}
     settings = EnsembleSettings(max_crashes=4)
-    thief = threading.Thread(target=take_away)
+    thief = threading.Thread(target=take_away, daemon=True)
     thief.start()
-    outcomes = run_members(specs, slow_member, members, context, settings)
-    thief.join()
-    assert lost, "a node was removed"
+    outcomes = run_members(specs, member, members, context, settings)
+    assert lost.exists(), "a node was removed"
     assert [o.error for o in outcomes] == [""] * 7
     assert all(o.finished for o in outcomes)
     assert [o.result["value"] for o in outcomes] == [s.streams["training"] % 1000 for s in specs]
     interrupted = [path for path in calls.iterdir() if len(path.read_text().splitlines()) > 1]
     assert interrupted, "a member that ran on the lost node was started again"
-    again = run_members(specs, slow_member, members, context, settings)
+    again = run_members(specs, member, members, context, settings)
     assert all(o.reused for o in again)

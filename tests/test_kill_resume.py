@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 import galray
 import galray.config
 from tests.chain_config import write_config
+from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.cluster,
@@ -59,21 +60,20 @@ def descendants(pid: int) -> dict[tuple[int, str], str]:
     return {(p, table[p][1]): table[p][2] for p in family - {pid}}
 
 
-def wait_until_gone(helpers: dict[tuple[int, str], str], patience: float = 180.0) -> list[str]:
-    """Wait for processes to end; the commands of those that do not."""
-    until = time.monotonic() + patience
-    while True:
+def wait_until_gone(helpers: dict[tuple[int, str], str]) -> None:
+    """Wait for processes to end."""
+
+    def gone() -> bool:
         table = processes()
-        alive = [words for (p, born), words in helpers.items() if p in table and table[p][1] == born]
-        if not alive or time.monotonic() > until:
-            return alive
-        time.sleep(0.2)
+        return not any(p in table and table[p][1] == born for p, born in helpers)
+
+    wait_for(gone, f"the end of {set(helpers.values())}", every=0.2)
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    while not path.exists():
-        assert process.poll() is None, f"the run ended before {path.name}:\n{log.read_text()}"
-        time.sleep(0.02)
+def signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def mlflow_status(folder: Path) -> tuple[list[str], list[str]]:
@@ -99,14 +99,14 @@ def test_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     first = folder / "members" / "000" / "result.json"
 
     process = start(config, log)
-    wait_for(first, process, log)
+    wait_for(first.exists, "the end of the first member", process, log)
     helpers = descendants(process.pid)
     assert any("raylet" in words for words in helpers.values()), "the members run on Ray"
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
     # Everything that the run had started ends by itself: Ray at once, the writer when MLflow is in order.
-    assert wait_until_gone(helpers) == [], "processes of a killed run stay behind"
+    wait_until_gone(helpers)
     parents, children = mlflow_status(tmp_path)
     assert parents == ["FAILED"]
     assert "RUNNING" not in children
@@ -150,13 +150,13 @@ def test_interrupted_run_is_closed_and_goes_on(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("epochs = 2", "epochs = 200"))
     folder, log = tmp_path / "tiny", tmp_path / "log.txt"
     process: Any = start(config, log)
-    wait_for(folder / "members" / "000.tmp" / "curve.json", process, log)
+    wait_for((folder / "members" / "000.tmp" / "curve.json").exists, "the first epoch", process, log)
     helpers = descendants(process.pid)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130, log.read_text()
     assert "interrupted; run the same command again to go on" in log.read_text()
     assert "Traceback" not in log.read_text()
-    assert wait_until_gone(helpers) == []
+    wait_until_gone(helpers)
     parents, children = mlflow_status(tmp_path)
     assert parents == ["FAILED"]
     assert "RUNNING" not in children
@@ -173,18 +173,23 @@ asha = false
 "{key}" = {{ low = 1e-4, high = 1e-2, log = true }}
 """
     config = write_config(tmp_path, num_stars=8000, extra=extra)
-    config.write_text(config.read_text().replace("epochs = 2", "epochs = 200"))
+    config.write_text(config.read_text().replace("epochs = 2", "epochs = 60"))
     folder, log = tmp_path / "tiny" / "tune", tmp_path / "log.txt"
 
     process: Any = start(config, log, "tune")
-    while not (ended := list(folder.glob("*/trials/*/outcome.json"))):
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
+    (first,) = wait_for(
+        lambda: list(folder.glob("*/trials/*/outcome.json")), "the end of a trial", process, log
+    )
     helpers = descendants(process.pid)
-    time.sleep(6)  # the search's own state is written every five seconds
+    # The trial that runs now comes no further until the search has written its own state once more.
+    trainers = [pid for (pid, _), words in helpers.items() if words.startswith("ray::")]
+    signal_all(trainers, signal.SIGSTOP)
+    written = lambda: [path.stat().st_mtime for path in folder.glob("*/tune/experiment_state-*.json")]  # noqa: E731
+    wait_for(lambda: max(written(), default=0.0) > first.stat().st_mtime, "the search's state", process, log)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert wait_until_gone(helpers) == []
+    signal_all(trainers, signal.SIGCONT)
+    wait_until_gone(helpers)
     ended = list(folder.glob("*/trials/*/outcome.json"))
     assert len(ended) < 4, "it was killed in the middle"
     assert not (folder / "best.toml").exists()
@@ -197,5 +202,5 @@ asha = false
     trials = json.loads(next(folder.glob("*/trials.json")).read_text())
     assert [trial["status"] for trial in trials] == ["finished"] * 4
     assert drawn <= {trial["id"] for trial in trials}
-    assert all(trial["epochs"] == 200 for trial in trials)
+    assert all(trial["epochs"] == 60 for trial in trials)
     assert galray.config.load_config(folder / "best.toml").name == "tiny-tuned"

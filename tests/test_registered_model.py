@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
-import time
 import urllib.request
 from pathlib import Path
 
@@ -22,6 +20,8 @@ from galray.errors import GalrayError
 from galray.evaluation import RunSource
 from galray.tracking.model import bundle_run, predict, register_run
 from tests.chain_config import write_config
+from tests.mlflow_server import answers, free_port
+from tests.waiting import wait_for
 
 POSITIONS = np.array([[-8.12, 0.0, 0.02], [-7.5, 0.3, 1.0], [-8.5, -0.4, -0.8], [8.0, 0.0, 0.0]])
 
@@ -102,9 +102,7 @@ def test_a_run_that_is_not_in_mlflow_is_told_what_to_do(run, tmp_path):
 
 @pytest.mark.cluster
 def test_registered_model_is_served(run, store, registered):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     env = os.environ | {
         "MLFLOW_TRACKING_URI": store,
         "PYTHONPATH": str(Path(galray.__file__).parents[1]),
@@ -114,13 +112,7 @@ def test_registered_model_is_served(run, store, registered):
                "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
     server = subprocess.Popen(command, env=env, start_new_session=True)
     try:
-        while True:
-            assert server.poll() is None
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.3)
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/ping"), "the model's server", server, every=0.3)
         body = {"dataframe_split": {"columns": ["x", "y", "z"], "data": POSITIONS[:3].tolist()}}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from galray.cluster.packing import pack_source
 from galray.cluster.submission import JobServer
 from galray.commands.jobs import environment
 from galray.errors import GalrayError
+from tests.mlflow_server import free_port
 
 
 def invoke(*words: object) -> None:
@@ -30,9 +30,7 @@ def test_what_is_no_address_is_refused(address, monkeypatch):
 
 
 def test_nobody_at_the_address_is_said_at_once(monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(GalrayError, match=rf"http://127.0.0.1:{port}: cannot reach"):
         JobServer(f"http://127.0.0.1:{port}")
 

@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from galray.ensemble import EnsembleSettings, FamilyDesign, MemberOutcome, desig
 from galray.errors import GalrayWarning
 from galray.tracking import Tracker, TrackingSettings
 from galray.tracking.journal import Journal, State, flatten, metric_name, numbers
+from tests.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def _members(folder, count=2):
 
 
 def _rows(database, query):
-    with sqlite3.connect(database) as connection:
+    with sqlite3.connect(database, timeout=120) as connection:
         return connection.execute(query).fetchall()
 
 
@@ -130,19 +130,14 @@ def test_a_curve_is_recorded_while_the_member_trains(tmp_path):
         tracker.follow(specs[0], work)
         tracker.follow(specs[1], folder / "members" / "001.tmp")  # never gets so far as an epoch
         (work / "curve.json").write_text(json.dumps(curve[:2]))
-        until = time.monotonic() + 120
-        while time.monotonic() < until and not State.load(Journal(folder)).members:
-            time.sleep(0.2)
-        while time.monotonic() < until and len(_rows(database, steps)) < 2:
-            time.sleep(0.2)
+        wait_for(lambda: State.load(Journal(folder)).members, "the member in MLflow")
+        wait_for(lambda: len(_rows(database, steps)) >= 2, "two epochs in MLflow", every=0.2)
         assert _rows(database, steps) == [(0,), (1,)]
         assert _statuses(database) == {"live": "RUNNING", specs[0].name: "RUNNING"}
         # The member ends: the rest of its curve follows, nothing twice.
         (outcomes[0].folder / "curve.json").write_text(json.dumps(curve))
         tracker.member(specs[0], outcomes[0])
-        while time.monotonic() < until and not _rows(database, machine):
-            time.sleep(0.2)
-    assert _rows(database, machine), "what the machine did, while the run was open"
+        wait_for(lambda: _rows(database, machine), "what the machine does, while the run is open", every=0.2)
     assert _rows(database, steps) == [(e,) for e in range(6)]
     assert _statuses(database) == {"live": "FINISHED", specs[0].name: "FINISHED"}
 
@@ -209,28 +204,24 @@ def test_kill_nine_ends_the_run_and_the_next_start_resumes_it(tmp_path):
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     database = tmp_path / "mlflow.db"
+    journal = Journal(folder)
     with subprocess.Popen([sys.executable, "-c", script, "1"], env=env) as process:
-        while not State.load(Journal(folder)).parent:
-            assert process.poll() is None
-            time.sleep(0.2)
-        parent = State.load(Journal(folder)).parent
+        parent = wait_for(lambda: State.load(journal).parent, "the run in MLflow", process)
+        said = lambda: any(entry and entry["op"] == "metrics" for entry, _ in journal.read(0))  # noqa: E731
+        wait_for(said, "the first metric", process)
         process.send_signal(signal.SIGKILL)
     # The next start waits for the writer of the killed one, which ends the run as FAILED first.
     subprocess.run([sys.executable, "-c", script, "2"], env=env, check=True)
-    state = State.load(Journal(folder))
-    assert state.parent == parent
+    assert State.load(journal).parent == parent
     assert _statuses(database) == {"demo": "FINISHED"}
     assert _rows(database, "select step from metrics order by step") == [(1,), (2,)]
 
     # Killed for good: the run ends as FAILED without any further start.
     with subprocess.Popen([sys.executable, "-c", script, "1"], env=env) as process:
-        while not State.load(Journal(folder)).parent_open:
-            assert process.poll() is None
-            time.sleep(0.2)
+        wait_for(lambda: State.load(journal).parent_open, "the open run", process)
         assert _statuses(database) == {"demo": "RUNNING"}
         process.send_signal(signal.SIGKILL)
-    while State.load(Journal(folder)).parent_open:
-        time.sleep(0.2)
+    wait_for(lambda: not State.load(journal).parent_open, "the end of the run")
     assert _statuses(database) == {"demo": "FAILED"}
 
 

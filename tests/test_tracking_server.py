@@ -24,7 +24,8 @@ from galray.tracking import Tracker, TrackingSettings
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 none = FamilyDesign(seeds=0)
 specs = design(EnsembleSettings(flow=none, moments=none, score=FamilyDesign(seeds={members})), number, "hash")
-with Tracker(TrackingSettings(experiment="eight"), folder, f"run {{number}}", {{"seed": number}}) as tracker:
+tracking = TrackingSettings(experiment="eight", patience=1e4)
+with Tracker(tracking, folder, f"run {{number}}", {{"seed": number}}) as tracker:
     for spec in specs:
         place = folder / "members" / f"{{spec.index:03d}}"
         (place / "model").mkdir(parents=True)

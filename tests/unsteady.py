@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from tests.mlflow_server import free_port
+
 __all__ = ["Doorway", "unsteady_s3"]
 
 
@@ -29,8 +31,8 @@ def unsteady_s3(every: int) -> Iterator[tuple[str, list[int]]]:
     def application(environ: dict[str, Any], start_response: Any) -> Any:
         with lock:
             counts[0] = number = next(numbers)
+            counts[1] = number // every
         if number % every == 0:
-            counts[1] += 1
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [
@@ -61,15 +63,15 @@ class Doorway:
     def __init__(self, port: int) -> None:
         self._to = port
         self._open: list[socket.socket] = []
-        self._listener = self._listen(0)
-        self.port = self._listener.getsockname()[1]
+        self.port = free_port()
+        self._listener = self._bind()
+        self.reopen()
 
-    def _listen(self, port: int) -> socket.socket:
+    def _bind(self) -> socket.socket:
+        """The port is ours, and nobody is let in."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
-        listener.listen(64)
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        listener.bind(("127.0.0.1", self.port))
         return listener
 
     def _accept(self, listener: socket.socket) -> None:
@@ -95,7 +97,9 @@ class Doorway:
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
         self._open = []
+        self._listener = self._bind()
 
     def reopen(self) -> None:
         """Let everybody in again."""
-        self._listener = self._listen(self.port)
+        self._listener.listen(64)
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from galray.ensemble import SearchRange, TuneSettings, read_trials, run_search
 from galray.errors import GalrayError
 from galray.tuning import checked_space, tune
 from tests.chain_config import write_config
+from tests.waiting import wait_for
 
 RATE = "training.score.learning_rate"
 
@@ -29,6 +31,9 @@ def parabola(choices, folder, context, report):
         os._exit(9)
     if x > context.get("diverges_above", 2.0):
         raise GalrayError("training diverged in epoch 0", "lower the learning rate")
+    if context.get("last") == x:
+        others = Path(folder).parent
+        wait_for(lambda: list(others.glob("*/outcome.json")), "the end of another trial")
     curve = []
     for epoch in range(context["epochs"]):
         row = {"epoch": epoch, "validation": (x - 0.3) ** 2 + 0.5**epoch, "seconds": 0.1 * (epoch + 1)}
@@ -38,16 +43,25 @@ def parabola(choices, folder, context, report):
     return {"best": curve[-1]["validation"]}
 
 
+def reluctant(choices, folder, context, report):
+    """The same on a machine so busy that a training that is stopped early takes long to be gone."""
+    try:
+        return parabola(choices, folder, context, report)
+    except SystemExit:
+        time.sleep(2.5)
+        raise
+
+
 def settings(**given) -> TuneSettings:
     space = given.pop("space", {RATE: {"low": 0.0, "high": 1.0}})
     return TuneSettings.model_validate({"family": "score", "space": space, "trials": 8, **given})
 
 
-def search(found: TuneSettings, folder: Path, epochs: int = 9, **context):
+def search(found: TuneSettings, folder: Path, epochs: int = 9, function=parabola, **context):
     calls = folder / "calls"
     calls.mkdir(exist_ok=True)
     return run_search(
-        parabola,
+        function,
         found,
         Place(folder / "search"),
         {"calls": str(calls), "epochs": epochs, **context},
@@ -60,15 +74,22 @@ def search(found: TuneSettings, folder: Path, epochs: int = 9, **context):
 
 @pytest.mark.parametrize("kind", ["optuna", "random"])
 def test_search_finds_the_minimum_and_stops_the_rest_early(ray_session, tmp_path, kind):
-    trials = search(settings(search=kind, grace_epochs=2, reduction=2.0, trials=12), tmp_path)
+    found = settings(search=kind, grace_epochs=2, reduction=2.0, trials=12)
+    trials = search(found, tmp_path, last=0.95)
     assert len(trials) == 12
-    assert any(trial.choices[RATE] == 0.95 for trial in trials)  # the start itself is among them
+    (start,) = (trial for trial in trials if trial.choices[RATE] == 0.95)
+    assert (start.status, start.epochs) == ("stopped", 2)  # far worse than one that was there before it
     assert abs(trials[0].choices[RATE] - 0.3) < 0.15
     assert trials[0].status == "finished"
-    epochs = [trial.epochs for trial in trials]
-    assert max(epochs) == 9
-    assert min(epochs) < 9
+    assert trials[0].epochs == 9
     assert [t.loss for t in trials] == sorted(t.loss for t in trials)
+
+
+def test_a_trial_waits_for_one_that_was_stopped_before_it(ray_session, tmp_path):
+    found = settings(search="random", grace_epochs=1, reduction=2.0)
+    trials = search(found, tmp_path, function=reluctant, last=0.95)
+    assert [trial.error for trial in trials] == [""] * 8
+    assert {trial.status for trial in trials} == {"finished", "stopped"}
 
 
 def test_failed_trials_are_counted_and_the_search_goes_on(ray_session, tmp_path):

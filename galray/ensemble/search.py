@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import shutil
 import time
 import traceback
@@ -213,6 +214,9 @@ def _trial(config: dict[str, Any], shared: Mapping[str, Any]) -> None:
     """What Tune runs: one training, resumed where an earlier start of the same choices left it."""
     from ray import tune
 
+    # Where this trial is stopped early, the next one in this process begins when its thread has ended. Tune
+    # gives that two seconds, on a busy machine too few, and then drops the next trial.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "3600"
     choices = _decoded(config)
     place: Place = shared["place"].below(content_hash(choices))
     folder = place.folder

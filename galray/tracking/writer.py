@@ -102,11 +102,11 @@ class Recorder:
         """
         getattr(self, f"_{entry['op']}")(entry)
 
-    def watch(self) -> None:
-        """Take in the epochs that members have finished since the last look, in one batch each."""
+    def watch(self) -> bool:
+        """Take in the epochs that members have finished since the last look; tells whether there were any."""
         if not self.ready or time.monotonic() - self._looked < _WATCH_SECONDS:
-            return
-        self._looked = time.monotonic()
+            return False
+        self._looked, found = time.monotonic(), False
         for identity, entry in self._followed.items():
             last = self.state.epochs.get(identity, -1)
             new = [row for row in read_curve(Path(entry["curve"])) if row.get("epoch", -1) > last]
@@ -117,7 +117,8 @@ class Recorder:
             run_id = self._child(identity, entry["name"], entry["tags"], int(begin))
             rows, step = self._curve(identity, new, begin)
             self._write(run_id, metrics=rows)
-            self.state.epochs[identity] = step
+            self.state.epochs[identity], found = step, True
+        return found
 
     def end(self, status: str, when: int | None = None) -> None:
         """End the run if it is still open, and members that did not say how they ended."""
@@ -338,7 +339,7 @@ def main(folder: str) -> int:
             gone = gone or _driver_gone()
             closed = recorder.reachable() and _drain(journal, recorder)
             if not closed and not recorder.away:
-                _look(recorder)
+                _look(journal, recorder)
             if not recorder.ready and state.error:
                 state.save(journal)
                 return 3
@@ -355,14 +356,16 @@ def main(folder: str) -> int:
         return 1 if state.error else 0
 
 
-def _look(recorder: Recorder) -> None:
+def _look(journal: Journal, recorder: Recorder) -> None:
     """Follow the curves; what MLflow refuses now comes with the member's end."""
     try:
-        recorder.watch()
+        if not recorder.watch():
+            return
     except Exception as error:
         _log_traceback()
         if not recorder.unanswered(error):
             recorder.state.error = f"follow: {_brief(error)}"
+    recorder.state.save(journal)  # a writer that is killed leaves no member that the next one does not know
 
 
 def _drain(journal: Journal, recorder: Recorder) -> bool:

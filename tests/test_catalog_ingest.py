@@ -145,7 +145,7 @@ def test_same_inputs_and_settings_return_the_store_unchanged(gaia_files, tmp_pat
     assert before == {p: p.stat().st_mtime_ns for p in before}
     other = ingest(configured(folder, cuts={}), tmp_path / "store")
     assert other.num_rows > store.num_rows
-    next(iter(folder.iterdir())).unlink()
+    min(folder.iterdir()).unlink()
     fewer = ingest(configured(folder, cuts={}), tmp_path / "store")
     assert fewer.row_account["rows_in"] < 6000
     assert other.hash != fewer.hash
@@ -190,7 +190,7 @@ def test_ray_workers_make_the_same_store(gaia_files, tmp_path, ray_session):
     assert [e["sha256"] for e in there.manifest["shards"]] == [e["sha256"] for e in here.manifest["shards"]]
     assert there.manifest["tiles"] == here.manifest["tiles"]
     bad = tmp_path / "bad.csv.gz"
-    bad.write_bytes(next(gaia_files.iterdir()).read_bytes()[:5000])
+    bad.write_bytes(min(gaia_files.iterdir()).read_bytes()[:5000])
     with pytest.raises(GalrayError, match=r"bad\.csv\.gz"):
         ingest(CatalogSettings(files=(str(gaia_files), str(bad))), tmp_path / "x", num_workers=2)
 
@@ -464,7 +464,7 @@ def test_parallax_zero_point(tmp_path):
 
 def test_bad_files_end_the_ingest_or_are_quarantined(gaia_files, tmp_path):
     bad = tmp_path / "GaiaSource_bad.csv.gz"
-    bad.write_bytes(next(gaia_files.iterdir()).read_bytes()[:20_000])
+    bad.write_bytes(min(gaia_files.iterdir()).read_bytes()[:20_000])
     lacking = tmp_path / "GaiaSource_lacking.parquet"
     stars(10).drop("pmdec").write_parquet(lacking)
     files = (str(gaia_files), str(bad), str(lacking))

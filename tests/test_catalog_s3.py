@@ -117,7 +117,7 @@ def test_inspect_by_url(bucket):
         here = bucket[0] / name
         url = f"s3://gaia/dr3/{name}"
         if name == "bulk":
-            here = next(here.iterdir())
+            here = min(here.iterdir())
             url += f"/{here.name}"
         there = inspect(url, storage=storage, quick=quick)
         local = inspect(here, quick=quick)
@@ -132,7 +132,7 @@ def test_inspect_command_on_a_truncated_object(bucket, tmp_path, monkeypatch, ca
     cut = tmp_path / "cut.parquet"
     cut.write_bytes((bucket[0] / "tables" / "a.parquet").read_bytes()[:-300])
     client = boto3.client("s3", endpoint_url=bucket[1], region_name="us-east-1")
-    gz = next((bucket[0] / "bulk").iterdir()).read_bytes()[:-4000]
+    gz = min((bucket[0] / "bulk").iterdir()).read_bytes()[:-4000]
     client.put_object(Bucket="gaia", Key="cut.csv.gz", Body=gz, ACL="public-read")
     client.put_object(Bucket="gaia", Key="cut.parquet", Body=cut.read_bytes(), ACL="public-read")
     monkeypatch.delenv("GALRAY_DEBUG", raising=False)

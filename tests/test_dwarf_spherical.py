@@ -116,10 +116,9 @@ def test_the_challenges_own_file(core, test_data):
     folder = test_data / "gaia_challenge" / "PlumCoreOm"
     w = np.loadtxt(folder / "gs010_bs050_rcrs025_rarc100_core_0400mpc3_df_10000_0_err.dat")
     by_moments = fit_spherical_moments(w, 2.0)
-    score, by_score = fit_spherical_score(w, 2.0, QUICK)
+    _, by_score = fit_spherical_score(w, 2.0, QUICK)
     for halo in (by_moments, by_score):
         assert np.abs(halo.density(RADII) / core.density(RADII) - 1).max() < 0.15
-    assert score.training.seconds < 60
 
 
 def test_bands_hold_over_models():

@@ -100,18 +100,24 @@ def add_states(
     observed = table.select(*wanted, distance.cast(pl.Float64).alias("distance"))
     columns = [column.to_numpy() for column in observed]
     states = np.empty((6, table.height))
+    rotation, offset = (np.asarray(values) for values in _rotation_and_offset(frame))
+    motion = np.asarray(frame.sun_velocity_km_s)
     with np.errstate(all="ignore"):  # what comes of impossible observables is the caller's rule
         for start in range(0, table.height, _BLOCK):
             block = slice(start, start + _BLOCK)
-            states[:, block] = _states([column[block] for column in columns], frame)
+            position, velocity = _equatorial([column[block] for column in columns])
+            np.matmul(rotation, position, out=states[:3, block])
+            np.matmul(rotation, velocity, out=states[3:, block])
+            states[:3, block] += offset[:, None]
+            states[3:, block] += motion[:, None]
     series = [pl.Series(name, values) for name, values in zip(STATE, states, strict=True)]
     if any(observed.null_count().row(0)):
         series = [values.fill_nan(None) for values in series]
     return table.with_columns(series)
 
 
-def _states(columns: list[np.ndarray], frame: GalacticFrame) -> np.ndarray:
-    """(6, n) states of ra, dec, pmra, pmdec, radial velocity and distance, (n,) each."""
+def _equatorial(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Place and motion in ICRS axes, (3, n) each, of ra, dec, pmra, pmdec, velocity and distance, (n,)."""
     ra, dec, pmra, pmdec, rv, distance = columns
     sa, ca = _sine_cosine(ra)
     sd, cd = _sine_cosine(dec)
@@ -119,9 +125,7 @@ def _states(columns: list[np.ndarray], frame: GalacticFrame) -> np.ndarray:
     across, inward = distance * cd, rv * cd - v_dec * sd
     position = np.stack([across * ca, across * sa, distance * sd])
     velocity = np.stack([inward * ca - v_ra * sa, inward * sa + v_ra * ca, rv * sd + v_dec * cd])
-    rotation, offset = (np.asarray(values) for values in _rotation_and_offset(frame))
-    sun = np.asarray(frame.sun_velocity_km_s)
-    return np.concatenate([rotation @ position + offset[:, None], rotation @ velocity + sun[:, None]])
+    return position, velocity
 
 
 def _sine_cosine(degrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -14,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from galray.catalog.columns import STATE
 from galray.catalog.pieces import PieceIndex, read_batches, temporary_name
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.sky_rows import HEALPIX, SkyRows, first_of_runs
@@ -27,6 +29,9 @@ GROUP_ROWS = 131_072
 
 MERGE_BYTES = 128 << 20
 """Rows of a shard that are merged at a time; a larger shard is merged range by range of ``source_id``."""
+
+_ALWAYS = {"source_id", *STATE, HEALPIX}
+"""Columns that no kept star lacks: Parquet need not note row by row whether there is a value."""
 
 _SAMPLE = 64  # every so many rows tell where the ranges are to end
 
@@ -44,7 +49,6 @@ class ParquetSlices:
     def __init__(self, path: Path, schema: pl.Schema, compression: str, sorted_by: str) -> None:
         self.path = path
         self.rows = 0
-        self._schema = schema.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
         self._rest: list[pa.Table] = []
         self._rest_rows = 0
         self._temporary = temporary_name(path)
@@ -52,22 +56,25 @@ class ParquetSlices:
         words = [name for name, kind in schema.items() if not kind.is_numeric()]
         names = list(schema)
         order = [pq.SortingColumn(names.index(sorted_by), nulls_first=False)]
+        self._schema = _arrow_schema(tuple(schema.items()))
         self._writer = pq.ParquetWriter(
             self._temporary,
             self._schema,
             # LZ4 finds nothing in measured numbers, and takes 8.04 bytes for 8.01 of Gaia's own.
             compression={
-                name: "none" if compression == "lz4" and kind.is_float() else compression
+                name: "none" if compression == "lz4" and (kind.is_float() or name == HEALPIX) else compression
                 for name, kind in schema.items()
             },
             compression_level=1 if compression == "zstd" else None,
             use_dictionary=words or False,
+            write_batch_size=GROUP_ROWS,
             sorting_columns=order,
         )
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take rows."""
-        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        columns = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).columns
+        table = pa.Table.from_arrays(columns, schema=self._schema)
         while table.num_rows:
             room = GROUP_ROWS - self._rest_rows
             self._rest.append(table.slice(0, room))
@@ -94,6 +101,12 @@ class ParquetSlices:
         with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()
         self._temporary.unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=16)  # it takes milliseconds, and a store's files have one or two
+def _arrow_schema(columns: tuple[tuple[str, pl.DataType], ...]) -> pa.Schema:
+    plain = pl.Schema(columns).to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    return pa.schema(field.with_nullable(field.name not in _ALWAYS) for field in plain)
 
 
 def merge_shard(
@@ -130,7 +143,7 @@ def merge_shard(
         for frames in _portions(folder, index, schema):
             rows = sum(frame.height for frame in frames)
             names = [*schema, *([HEALPIX] if HEALPIX in frames[0].columns else [])]
-            frame = pl.concat((f.select(names) for f in frames), how="vertical_relaxed", rechunk=True)
+            frame = pl.concat((f.select(names) for f in frames), how="vertical_relaxed").rechunk()
             frames.clear()
             frame = frame[_first_of_each(frame["source_id"].to_numpy())]
             duplicates += rows - frame.height
@@ -162,7 +175,8 @@ def _first_of_each(ids: np.ndarray) -> np.ndarray:
     if len(ids) < 2 or (ids[1:] > ids[:-1]).all():
         return np.arange(len(ids))
     order = np.argsort(ids)  # a stable sort takes three times as long
-    return np.minimum.reduceat(order, first_of_runs(ids[order]))
+    first = first_of_runs(ids[order])
+    return order if len(first) == len(ids) else np.minimum.reduceat(order, first)
 
 
 def _portions(folder: Path, index: PieceIndex, schema: pl.Schema) -> Iterator[list[pl.DataFrame]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,17 +59,24 @@ class SkyRows:
         self._file.abandon()
 
 
-def rows_between(path: Path, low: int, high: int) -> Iterator[pl.DataFrame]:
-    """The rows that a `SkyRows` wrote with level-29 pixels in [low, high)."""
-    ranges = np.load(path.with_suffix(".npy"))
-    with pa.memory_map(str(path)) as source:
-        reader = pa.ipc.open_file(source)
-        for batch in np.flatnonzero((ranges[:, 0] < high) & (ranges[:, 1] >= low)).tolist():
-            frame = pl.from_arrow(reader.get_batch(batch))
-            assert isinstance(frame, pl.DataFrame)
-            start, stop = np.searchsorted(frame[HEALPIX].to_numpy(), (low, high)).tolist()
-            if stop > start:
-                yield frame[start:stop]
+def rows_between(paths: Iterable[Path], low: int, high: int) -> pl.DataFrame:
+    """The rows that several `SkyRows` wrote with level-29 pixels in [low, high), in one chunk."""
+    # Columns that hold nothing in a shard may be of another type there.
+    alike: dict[pa.Schema, list[pa.RecordBatch]] = defaultdict(list)
+    for path in paths:
+        ranges = np.load(path.with_suffix(".npy"))
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            for number in np.flatnonzero((ranges[:, 0] < high) & (ranges[:, 1] >= low)).tolist():
+                batch = reader.get_batch(number)
+                # Arrow's to_numpy imports pandas.
+                pixels = np.frombuffer(batch.column(HEALPIX).buffers()[1], np.int64, batch.num_rows)
+                start, stop = np.searchsorted(pixels, (low, high)).tolist()
+                if stop > start:
+                    alike[batch.schema].append(batch.slice(start, stop - start))
+    tables = (pa.Table.from_batches(batches) for batches in alike.values())
+    frames = [pl.DataFrame(pl.from_arrow(table, rechunk=False)) for table in tables]
+    return pl.concat(frames, how="vertical_relaxed").rechunk()
 
 
 def pixel_counts(pixels_29: np.ndarray, level: int) -> np.ndarray:
@@ -80,6 +88,8 @@ def pixel_counts(pixels_29: np.ndarray, level: int) -> np.ndarray:
 
 def add_counts(parts: Sequence[np.ndarray]) -> np.ndarray:
     """The sum of several `pixel_counts`, in the same form."""
+    if len(parts) == 1:
+        return parts[0]
     pixels, numbers = np.concatenate(parts, axis=1)
     order = np.argsort(pixels)
     pixels = pixels[order]
@@ -89,4 +99,5 @@ def add_counts(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def first_of_runs(ordered: np.ndarray) -> np.ndarray:
     """Positions in a sorted array at which another value begins."""
-    return np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
+    first = np.arange(min(len(ordered), 1))
+    return np.concatenate([first, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])

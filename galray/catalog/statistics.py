@@ -32,10 +32,12 @@ class ColumnSums:
         """Add rows."""
         if not frame.height:
             return
-        for name, nulls in frame.null_count().row(0, named=True).items():
+        missing = frame.null_count().row(0, named=True)
+        for name, nulls in missing.items():
             self.values[name]["nulls"] += nulls
         for name in self.numbers:
-            self._add(self.values[name], _numbers(frame[name]))
+            if missing[name] < frame.height:
+                self._add(self.values[name], _numbers(frame[name]))
 
     @staticmethod
     def _add(own: dict[str, Any], values: np.ndarray) -> None:
@@ -99,7 +101,10 @@ class Histograms:
         for name, (_, low, high, number) in self.bins.items():
             values = _numbers(quantities[name])
             with np.errstate(over="ignore"):
-                slots = np.clip((values - low) * (number / (high - low)) + 1.0, 0.0, number + 1.0)
+                slots = values - low
+                slots *= number / (high - low)
+                slots += 1.0
+                np.clip(slots, 0.0, number + 1.0, out=slots)
             counts[name] += np.bincount(slots.astype(np.intp), minlength=number + 2)
 
     def describe(self, counts: Mapping[str, np.ndarray]) -> dict[str, Any]:

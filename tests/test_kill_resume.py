@@ -93,7 +93,7 @@ def identities(folder: Path) -> list[str]:
 
 def test_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     config = write_config(tmp_path)
-    text = config.read_text().replace("seeds = 2", "seeds = 3").replace("epochs = 2", "epochs = 60")
+    text = config.read_text().replace("seeds = 2", "seeds = 3").replace("epochs = 2", "epochs = 30")
     config.write_text(text)
     folder, log = tmp_path / "tiny", tmp_path / "log.txt"
     first = folder / "members" / "000" / "result.json"

@@ -59,8 +59,10 @@ def disturbed(folder: Path) -> dict[str, Any]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_health_check_period_ms": "1000",  # a dead node is seen in seconds
+        "RAY_health_check_failure_threshold": "3",
         # A lost node counts as there until a group that needs it did not start in time.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40",
     }
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks._training_kill", str(folder)],

@@ -84,6 +84,9 @@ model = "potential"
 [ensemble]
 score = {{ seeds = 2, bootstraps = 0, draws = 0 }}
 moments = {{ seeds = 1, draws = 1 }}
+
+[tracking]
+patience = 1e4
 {SMALL_MODELS}
 {extra}
 """

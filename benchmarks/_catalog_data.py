@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hpgeom
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -107,7 +108,7 @@ BARE = ("source_id", *OBSERVABLES, *ERRORS)
 
 def parquet_file(folder: Path, rows: int, columns: tuple[str, ...] = NARROW) -> Path:
     """Stars with velocity as one Parquet file, the mock repeated at jittered places with ids of their own."""
-    target = folder / f"stars-{rows}-{len(columns)}.parquet"
+    target = folder / f"placed-{rows}-{len(columns)}.parquet"
     if not target.is_file():
         base = mock_table(min(rows, 100_000), 1.0).select(columns)
         part = target.with_suffix(".part")
@@ -129,20 +130,22 @@ def _jittered(frame: pl.DataFrame, copy: int) -> pl.DataFrame:
     """Another catalogue of the same statistics: other ids, places moved by up to half a degree."""
     rng = np.random.default_rng(copy)
     n = frame.height
-    ids = frame["source_id"].to_numpy() ^ (np.int64(copy) << 7)
-    return frame.with_columns(
-        pl.Series("source_id", ids),
+    moved = frame.with_columns(
         ra=(pl.col("ra") + pl.Series(rng.uniform(0, 0.5, n))) % 360.0,
         dec=(pl.col("dec") + pl.Series(rng.uniform(-0.5, 0.5, n))).clip(-90, 90),
         parallax=pl.col("parallax") * pl.Series(rng.uniform(0.9, 1.1, n)),
     )
+    # as in Gaia, an id tells the place: its pixel of level 12, and below it 35 bits
+    pixels = hpgeom.angle_to_pixel(2**12, moved["ra"].to_numpy(), moved["dec"].to_numpy())
+    ids = (pixels.astype(np.int64) << 35) + rng.integers(2**35, size=n)
+    return moved.with_columns(pl.Series("source_id", ids))
 
 
 def csv_file(folder: Path, rows: int) -> Path:
     """The same stars as one csv.gz of the columns that are read, written piece by piece."""
     import gzip
 
-    target = folder / f"stars-{rows}.csv.gz"
+    target = folder / f"placed-{rows}.csv.gz"
     if not target.is_file():
         base = mock_table(min(rows, 100_000), 1.0).select(NARROW)
         part = target.with_suffix(".part")

@@ -163,9 +163,12 @@ def lsdb(context: Context) -> None:
     path = parquet_file(context.folder, rows, BARE)
     script = Path(__file__).with_name("_lsdb_task.py")
     with context.bench.cpu():
-        own = context.run("galray_ingest", files=[str(path)])
-        with tempfile.TemporaryDirectory(dir=context.folder) as scratch:
-            peer = _result([python, str(script), str(path), scratch])
+        own = context.run("galray_ingest", files=[str(path)], repeats=2)
+        runs = []
+        for _ in range(2):
+            with tempfile.TemporaryDirectory(dir=context.folder) as scratch:
+                runs.append(_result([python, str(script), str(path), scratch]))
+        peer = runs[0] | {name: min(run[name] for run in runs) for name in ("cpu", "wall")}
     figure = f"{peer['cpu']:.1f} CPU-s, {peer['wall']:.1f} s of wall time for {peer['stars']:,} stars"
     what = f"Parquet {rows:,} x {len(BARE)}: times faster than hats-import + lsdb"
     bar = context.bar(15)

@@ -115,13 +115,17 @@ class PieceWriter:
             self._flush()
 
     def _flush(self) -> None:
-        frame = pl.concat(self._held).sort(SHARD, maintain_order=True) if self._held else pl.DataFrame()
-        self._held, self._held_rows, self._held_bytes = [], 0, 0
-        if not frame.height:
+        held, self._held, self._held_rows, self._held_bytes = self._held, [], 0, 0
+        if not held:
             return
-        shards, starts, counts = np.unique(frame[SHARD].to_numpy(), return_index=True, return_counts=True)
-        frame = frame.drop(SHARD)
+        frame = pl.concat(held, rechunk=True)
+        of_rows = frame[SHARD].to_numpy()
+        frame = frame.drop(SHARD)[np.argsort(of_rows, kind="stable")]  # 16-bit numbers sort in linear time
         self.schema = frame.schema
+        counts = np.bincount(of_rows)
+        shards = np.flatnonzero(counts)
+        counts = counts[shards]
+        starts = np.cumsum(counts) - counts
         ids = frame["source_id"].to_numpy()
         index = zip(
             shards, counts, np.minimum.reduceat(ids, starts), np.maximum.reduceat(ids, starts), strict=True

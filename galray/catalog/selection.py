@@ -167,7 +167,7 @@ class Selection:
             batch = batch.with_columns(pl.Series("source_id", ids))
         mixed = splitmix64(batch["source_id"].to_numpy(), self.salt)
         batch = batch.with_columns(
-            pl.Series(SHARD, (mixed % np.uint64(self.settings.num_shards)).astype(np.uint32)),
+            pl.Series(SHARD, (mixed % np.uint64(self.settings.num_shards)).astype(np.uint16)),
             pl.Series(_HASH, (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53),
         )
         rules = []

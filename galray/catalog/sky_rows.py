@@ -1,9 +1,9 @@
-"""A shard's rows in the order of the sky, from the merge to the tiles, and counts of their pixels."""
+"""A shard's rows in the order of the sky, from the merge to the tiles."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from galray.catalog.pieces import BatchFile
 
-__all__ = ["HEALPIX", "LEVEL", "SkyRows", "add_counts", "first_of_runs", "pixel_counts", "rows_between"]
+__all__ = ["HEALPIX", "LEVEL", "SkyRows", "first_of_runs", "rows_between"]
 
 HEALPIX = "_healpix_29"
 """Nested HEALPix pixel of level 29 (ICRS), HATS's spatial index; pieces carry it where tiles are made."""
@@ -27,31 +27,25 @@ class SkyRows:
     """Writes a shard's rows sorted by pixel, so that a tile reads its own rows of each shard and no others.
 
     They go to a `BatchFile`, each portion that is added in an order of its own. A row of the index is the
-    least and greatest pixel of a batch. Beside it are the rows' `pixel_counts`, ``*.counts.npy``.
+    least and greatest pixel of a batch.
 
     Arguments:
         path: The file, ``*.arrow``.
-        level: At which stars are counted, for the cutting of the tiles.
     """
 
-    def __init__(self, path: Path, level: int) -> None:
-        self._path = path
+    def __init__(self, path: Path) -> None:
         self._file = BatchFile(path, 2)
-        self._level = level
-        self._counts: list[np.ndarray] = []
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take rows with a column `HEALPIX`."""
-        frame = frame[np.argsort(frame[HEALPIX].to_numpy())]
+        # Rows sorted by Gaia's ids are nearly so by pixel, which a stable sort makes use of.
+        frame = frame[np.argsort(frame[HEALPIX].to_numpy(), kind="stable")]
         pixels = frame[HEALPIX].to_numpy()
-        self._counts.append(pixel_counts(pixels, self._level))
         batches = [pixels[start : start + BATCH_ROWS] for start in range(0, frame.height, BATCH_ROWS)]
         self._file.write(frame, map(len, batches), [(batch[0], batch[-1]) for batch in batches])
 
     def close(self) -> None:
-        """Publish the files, if there are rows."""
-        if self._counts:
-            np.save(self._path.with_suffix(".counts.npy"), add_counts(self._counts))
+        """Publish the file, if there are rows."""
         self._file.close()
 
     def abandon(self) -> None:
@@ -59,8 +53,8 @@ class SkyRows:
         self._file.abandon()
 
 
-def rows_between(paths: Iterable[Path], low: int, high: int) -> pl.DataFrame:
-    """The rows that several `SkyRows` wrote with level-29 pixels in [low, high), in one chunk."""
+def rows_between(paths: Iterable[Path], low: int, high: int) -> pl.DataFrame | None:
+    """The rows that several `SkyRows` wrote with level-29 pixels in [low, high), in one chunk; None of none."""
     # Columns that hold nothing in a shard may be of another type there.
     alike: dict[pa.Schema, list[pa.RecordBatch]] = defaultdict(list)
     for path in paths:
@@ -76,25 +70,7 @@ def rows_between(paths: Iterable[Path], low: int, high: int) -> pl.DataFrame:
                     alike[batch.schema].append(batch.slice(start, stop - start))
     tables = (pa.Table.from_batches(batches) for batches in alike.values())
     frames = [pl.DataFrame(pl.from_arrow(table, rechunk=False)) for table in tables]
-    return pl.concat(frames, how="vertical_relaxed").rechunk()
-
-
-def pixel_counts(pixels_29: np.ndarray, level: int) -> np.ndarray:
-    """Sparse counts of stars in the pixels of a level, (2, k) int64: pixels and numbers."""
-    pixels = np.sort(pixels_29 >> 2 * (LEVEL - level))
-    first = first_of_runs(pixels)
-    return np.stack([pixels[first], np.diff(first, append=len(pixels))])
-
-
-def add_counts(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The sum of several `pixel_counts`, in the same form."""
-    if len(parts) == 1:
-        return parts[0]
-    pixels, numbers = np.concatenate(parts, axis=1)
-    order = np.argsort(pixels)
-    pixels = pixels[order]
-    first = first_of_runs(pixels)
-    return np.stack([pixels[first], np.add.reduceat(numbers[order], first) if len(first) else first])
+    return pl.concat(frames, how="vertical_relaxed").rechunk() if frames else None
 
 
 def first_of_runs(ordered: np.ndarray) -> np.ndarray:

@@ -157,8 +157,8 @@ class Stages:
                 shutil.rmtree(stale, ignore_errors=True)
         views = [view for view in VIEWS if self.pieces[view]]
         if "tiles" in self.settings.views:
-            for view in views:
-                self._check_density(view)
+            for view in views:  # fail before the merge where no tile could hold a pixel's stars
+                partition(self._counts(view), self.settings.tiles.max_rows, self.settings.tiles)
         manifests = {}
         for number, view in enumerate(views):
             manifests[view] = self._merge_view(view, number / len(views), 1 / len(views))
@@ -174,14 +174,11 @@ class Stages:
         RVTally.merge(self.settings.rv_selection, tallies).save(folder, about)
         return {name: file_hash(folder / name) for name in SELECTION_FILES}
 
-    def _check_density(self, view: str) -> None:
-        """Fail before the merge where no tile could hold a pixel's stars."""
-        counts = self._counts(self.work / name.replace(".arrow", ".pixels.npy") for name in self.pieces[view])
-        partition(counts, self.settings.tiles.max_rows, self.settings.tiles)
-
-    def _counts(self, paths: Any) -> np.ndarray:
+    def _counts(self, view: str) -> np.ndarray:
+        """Stars in the pixels of the deepest level, those that the merge finds to be duplicates among them."""
         counts = np.zeros(12 * 4**self.settings.tiles.max_level, dtype=np.int64)
-        for path in paths:
+        for name in self.pieces[view]:
+            path = self.work / name.replace(".arrow", ".pixels.npy")
             if path.exists():
                 pixels, numbers = np.load(path)
                 counts[pixels] += numbers
@@ -235,12 +232,10 @@ class Stages:
         folder = self.work / self.out / view
         shutil.rmtree(folder / "sky", ignore_errors=True)
         self.place.remove(f"{self.out}/{view}/sky")
-        self.place.pull("*.counts.npy", prefix=f"{self.out}/{view}")
-        counts = self._counts(sorted(folder.glob("shard-*.counts.npy")))
         limit = tile_limit(
             self.settings.tiles, manifest["num_rows"], sum(entry["bytes"] for entry in manifest["shards"])
         )
-        tiles = partition(counts, limit, self.settings.tiles)
+        tiles = partition(self._counts(view), limit, self.settings.tiles)
         groups = _grouped(tiles, _JOB_ROWS)
         jobs = [("tile", (group, view, self.out, f"schema-{view}.parquet")) for group in groups]
         entries: dict[int, list[dict[str, Any]]] = {}

@@ -133,8 +133,10 @@ def write_tiles(
     """
     low, high = tiles[0].range_29()[0], tiles[-1].range_29()[1]
     frame = rows_between(sorted(folder.glob("shard-*.sky.arrow")), low, high)
+    if frame is None:  # all that was counted there were duplicates
+        return []
     pixels = frame[HEALPIX].to_numpy()
-    order = np.argsort(pixels)
+    order = np.argsort(pixels, kind="stable")  # makes use of each shard's rows being sorted
     ordered = pixels[order]
     if np.any(ordered[1:] == ordered[:-1]):  # rare, and four times slower
         order = np.lexsort((frame["source_id"].to_numpy(), pixels))

@@ -23,7 +23,7 @@ from galray.catalog.readers import open_unit
 from galray.catalog.selection import Selection
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.shards import SIDE_VIEWS
-from galray.catalog.sky_rows import HEALPIX, add_counts, pixel_counts
+from galray.catalog.sky_rows import HEALPIX, LEVEL
 from galray.catalog.tile_catalog import write_hats_metadata
 from galray.catalog.tiles import Tile, healpix_29, write_tiles
 from galray.errors import GalrayError
@@ -132,6 +132,7 @@ class Worker:
         row = source.first_row
         tiles = "tiles" in self.settings.views
         frame = self.settings.frame.build()
+        shift = 2 * (LEVEL - self.settings.tiles.max_level)
         pixels: dict[str, list[np.ndarray]] = {view: [] for view in VIEWS}
         none: pl.DataFrame | None = None
         try:
@@ -143,7 +144,7 @@ class Worker:
                         if tiles:
                             sky = healpix_29(stars, frame)
                             stars = stars.with_columns(pl.Series(HEALPIX, sky))
-                            pixels[view].append(pixel_counts(sky, self.settings.tiles.max_level))
+                            pixels[view].append((sky >> shift).astype(np.int32))
                         pieces[view].add(stars)
                 row += batch.height
             if none is not None and any(piece.has_rows for piece in pieces.values()):
@@ -160,9 +161,10 @@ class Worker:
             for view, piece in pieces.items()
             if piece.schema is not None
         }
-        for view, counts in pixels.items():
-            if counts:
-                np.save(self.folder / f"{name}.{view}.pixels.npy", add_counts(counts))
+        for view, parts in pixels.items():
+            if parts:
+                counts = np.unique(np.concatenate(parts), return_counts=True)
+                np.save(self.folder / f"{name}.{view}.pixels.npy", np.stack(counts))
         return {
             "file": {**unit.state(), "sha256": checksum, "rows": row - source.first_row},
             "kind": selection.kind,

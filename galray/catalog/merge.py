@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from galray.catalog.columns import STATE
 from galray.catalog.pieces import PieceIndex, read_batches, temporary_name
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.sky_rows import HEALPIX, SkyRows, first_of_runs
@@ -30,9 +29,6 @@ GROUP_ROWS = 131_072
 MERGE_BYTES = 128 << 20
 """Rows of a shard that are merged at a time; a larger shard is merged range by range of ``source_id``."""
 
-_ALWAYS = {"source_id", *STATE, HEALPIX}
-"""Columns that no kept star lacks: Parquet need not note row by row whether there is a value."""
-
 _SAMPLE = 64  # every so many rows tell where the ranges are to end
 
 
@@ -42,11 +38,14 @@ class ParquetSlices:
     Arguments:
         path: The file; it appears under its name when it is whole.
         schema: Columns and types.
+        required: Columns in which no row lacks a value: Parquet then does not note it row by row.
         compression: As ``catalog.compression``.
         sorted_by: The column that the rows are sorted by.
     """
 
-    def __init__(self, path: Path, schema: pl.Schema, compression: str, sorted_by: str) -> None:
+    def __init__(
+        self, path: Path, schema: pl.Schema, required: Sequence[str], compression: str, sorted_by: str
+    ) -> None:
         self.path = path
         self.rows = 0
         self._rest: list[pa.Table] = []
@@ -56,7 +55,7 @@ class ParquetSlices:
         words = [name for name, kind in schema.items() if not kind.is_numeric()]
         names = list(schema)
         order = [pq.SortingColumn(names.index(sorted_by), nulls_first=False)]
-        self._schema = _arrow_schema(tuple(schema.items()))
+        self._schema = _arrow_schema(tuple(schema.items()), tuple(required))
         self._writer = pq.ParquetWriter(
             self._temporary,
             self._schema,
@@ -104,27 +103,30 @@ class ParquetSlices:
 
 
 @functools.lru_cache(maxsize=16)  # it takes milliseconds, and a store's files have one or two
-def _arrow_schema(columns: tuple[tuple[str, pl.DataType], ...]) -> pa.Schema:
+def _arrow_schema(columns: tuple[tuple[str, pl.DataType], ...], required: tuple[str, ...]) -> pa.Schema:
     plain = pl.Schema(columns).to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-    return pa.schema(field.with_nullable(field.name not in _ALWAYS) for field in plain)
+    return pa.schema(field.with_nullable(field.name not in required) for field in plain)
 
 
 def merge_shard(
     folder: Path,
     index: PieceIndex,
     schema: pl.Schema,
+    required: Sequence[str],
     path: Path,
     settings: CatalogSettings,
 ) -> dict[str, Any]:
     """Write one shard from the rows that the pieces hold of it.
 
     Rows are sorted by ``source_id``; of rows with the same one the first in the order of the input stays.
-    Where the pieces have a column `HEALPIX`, the rows go by `SkyRows` to ``*.sky.arrow`` too.
+    Where the pieces have a column `HEALPIX`, the rows go by `SkyRows` to ``*.sky.arrow`` too, and the counts
+    of their pixels to ``*.counts.npy``.
 
     Arguments:
         folder: Where the pieces are.
         index: The shard's part of the index.
         schema: Columns and types of the shard.
+        required: Columns in which no row of the pieces lacks a value.
         path: Where to write.
         settings: The catalogue's settings.
 
@@ -132,8 +134,8 @@ def merge_shard(
         The manifest's entry, with ``duplicates``, and the column sums and histograms under ``sums`` and
         ``histograms``.
     """
-    out = ParquetSlices(path, schema, settings.compression, "source_id")
-    sky = SkyRows(path.with_suffix(".sky.arrow"))
+    out = ParquetSlices(path, schema, required, settings.compression, "source_id")
+    sky = SkyRows(path.with_suffix(".sky.arrow"), settings.tiles.max_level)
     sums = ColumnSums(schema)
     histograms = Histograms(settings, list(schema))
     counts = histograms.empty()

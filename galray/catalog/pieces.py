@@ -88,7 +88,8 @@ class BatchFile:
 class PieceWriter:
     """Writes selected rows to a `BatchFile` whose batches each belong to one shard.
 
-    A row of the index is (shard, number of rows, least and greatest ``source_id``).
+    A row of the index is (shard, number of rows, least and greatest ``source_id``). ``nullable`` names the
+    columns in which some row has no value.
 
     Arguments:
         path: The file, ``*.arrow``.
@@ -97,6 +98,7 @@ class PieceWriter:
     def __init__(self, path: Path) -> None:
         self.rows = 0
         self.schema: pl.Schema | None = None
+        self.nullable: set[str] = set()
         self._held: list[pl.DataFrame] = []
         self._held_rows = self._held_bytes = 0
         self._file = BatchFile(path, 4)
@@ -122,6 +124,7 @@ class PieceWriter:
         of_rows = frame[SHARD].to_numpy()
         frame = frame.drop(SHARD)[np.argsort(of_rows, kind="stable")]  # 16-bit numbers sort in linear time
         self.schema = frame.schema
+        self.nullable |= {column.name for column in frame if column.null_count()}
         counts = np.bincount(of_rows)
         shards = np.flatnonzero(counts)
         counts = counts[shards]

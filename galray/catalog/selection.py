@@ -37,8 +37,6 @@ __all__ = ["SHARD", "Selection", "splitmix64"]
 SHARD = "__shard"
 """Extra column of selected rows: the shard each goes to."""
 
-_HASH = "__hash"
-
 Views = tuple[pl.DataFrame, pl.DataFrame | None, pl.DataFrame | None]
 
 # Float32 keeps 7 digits: enough for errors and states, not for what states are computed from.
@@ -166,13 +164,12 @@ class Selection:
             ids = self.id_base + np.arange(first_row, first_row + batch.height, dtype=np.int64)
             batch = batch.with_columns(pl.Series("source_id", ids))
         mixed = splitmix64(batch["source_id"].to_numpy(), self.salt)
-        batch = batch.with_columns(
-            pl.Series(SHARD, (mixed % np.uint64(self.settings.num_shards)).astype(np.uint16)),
-            pl.Series(_HASH, (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53),
-        )
+        shards = (mixed % np.uint64(self.settings.num_shards)).astype(np.uint16)
+        batch = batch.with_columns(pl.Series(SHARD, shards))
         rules = []
         if self.settings.sample < 1:
-            rules.append(Rule("cut:not_sampled", pl.col(_HASH) >= self.settings.sample))
+            fraction = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+            rules.append(Rule("cut:not_sampled", pl.lit(pl.Series(fraction >= self.settings.sample))))
         return self._gaia(batch, rules) if self.kind == "gaia" else (self._states(batch, rules), None, None)
 
     def _gaia(self, batch: pl.DataFrame, rules: list[Rule]) -> Views:

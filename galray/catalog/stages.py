@@ -63,6 +63,7 @@ class Stages:
         self.kind = ""
         self.peak_mb = 0.0
         self._schemas: dict[str, dict[str, str]] = {view: {} for view in VIEWS}
+        self._nullable: dict[str, set[str]] = {view: set() for view in VIEWS}
         self._read_size = sum(unit.size for unit in units)
         self._work_size = self._read_size * 10 // 8  # merging and tiling take about a fifth of the time
 
@@ -125,6 +126,8 @@ class Stages:
         name = piece_name(InputUnit.from_state(record["file"]))
         for view, about in record["views"].items():
             self._schemas[view][content_hash(about["schema"])] = f"{name}.{view}.arrow"
+            # Pieces of an interrupted ingest by an earlier version do not say.
+            self._nullable[view].update(about.get("nullable", (column for column, _ in about["schema"])))
         return {"file": record["file"], "kind": record["kind"], "views": tuple(record["views"])}
 
     def _note_peak(self, answer: dict[str, Any]) -> None:
@@ -157,8 +160,8 @@ class Stages:
                 shutil.rmtree(stale, ignore_errors=True)
         views = [view for view in VIEWS if self.pieces[view]]
         if "tiles" in self.settings.views:
-            for view in views:  # fail before the merge where no tile could hold a pixel's stars
-                partition(self._counts(view), self.settings.tiles.max_rows, self.settings.tiles)
+            for view in views:
+                self._check_density(view)
         manifests = {}
         for number, view in enumerate(views):
             manifests[view] = self._merge_view(view, number / len(views), 1 / len(views))
@@ -174,14 +177,17 @@ class Stages:
         RVTally.merge(self.settings.rv_selection, tallies).save(folder, about)
         return {name: file_hash(folder / name) for name in SELECTION_FILES}
 
-    def _counts(self, view: str) -> np.ndarray:
-        """Stars in the pixels of the deepest level, those that the merge finds to be duplicates among them."""
+    def _check_density(self, view: str) -> None:
+        """Fail before the merge where no tile could hold a pixel's stars."""
+        counts = self._counts(self.work / name.replace(".arrow", ".pixels.npy") for name in self.pieces[view])
+        partition(counts, self.settings.tiles.max_rows, self.settings.tiles)
+
+    def _counts(self, paths: Any) -> np.ndarray:
         counts = np.zeros(12 * 4**self.settings.tiles.max_level, dtype=np.int64)
-        for name in self.pieces[view]:
-            path = self.work / name.replace(".arrow", ".pixels.npy")
+        for path in paths:
             if path.exists():
                 pixels, numbers = np.load(path)
-                counts[pixels] += numbers
+                np.add.at(counts, pixels, numbers)
         return counts
 
     def _merge_view(self, view: str, start: float, share: float) -> dict[str, Any]:
@@ -194,7 +200,9 @@ class Stages:
         del index
         self.place.push(f"{self.out}/*")
         count = self.settings.num_shards
-        jobs = [("merge", (s, view, self.out, f"schema-{view}.parquet")) for s in range(count)]
+        required = [name for name in schema if name not in self._nullable[view]]
+        form = (view, self.out, f"schema-{view}.parquet", required)
+        jobs = [("merge", (shard, *form)) for shard in range(count)]
         entries: dict[int, dict[str, Any]] = {}
         tiled = "tiles" in self.settings.views
         for number, answer in self._answers(jobs):
@@ -224,20 +232,24 @@ class Stages:
             "hash": store_hash(shards, self.settings.frame.build().as_dict()),
         }
         if tiled:
-            manifest["tiles"] = self._tile(view, manifest, start + share * 0.6, share * 0.4)
+            manifest["tiles"] = self._tile(view, form, manifest, start + share * 0.6, share * 0.4)
         return manifest
 
-    def _tile(self, view: str, manifest: dict[str, Any], start: float, share: float) -> dict[str, Any]:
+    def _tile(
+        self, view: str, form: tuple[Any, ...], manifest: dict[str, Any], start: float, share: float
+    ) -> dict[str, Any]:
         """Cut the shards' stars into tiles; returns the manifest's part on them."""
         folder = self.work / self.out / view
         shutil.rmtree(folder / "sky", ignore_errors=True)
         self.place.remove(f"{self.out}/{view}/sky")
+        self.place.pull("*.counts.npy", prefix=f"{self.out}/{view}")
+        counts = self._counts(sorted(folder.glob("shard-*.counts.npy")))
         limit = tile_limit(
             self.settings.tiles, manifest["num_rows"], sum(entry["bytes"] for entry in manifest["shards"])
         )
-        tiles = partition(self._counts(view), limit, self.settings.tiles)
+        tiles = partition(counts, limit, self.settings.tiles)
         groups = _grouped(tiles, _JOB_ROWS)
-        jobs = [("tile", (group, view, self.out, f"schema-{view}.parquet")) for group in groups]
+        jobs = [("tile", (group, *form)) for group in groups]
         entries: dict[int, list[dict[str, Any]]] = {}
         for number, answer in self._answers(jobs):
             entries[number] = answer["tiles"]

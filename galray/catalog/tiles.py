@@ -112,7 +112,11 @@ def tile_limit(settings: TileSettings, rows: int, size: int) -> int:
 
 
 def write_tiles(
-    folder: Path, tiles: Sequence[Tile], schema: pl.Schema, settings: CatalogSettings
+    folder: Path,
+    tiles: Sequence[Tile],
+    schema: pl.Schema,
+    required: Sequence[str],
+    settings: CatalogSettings,
 ) -> list[dict[str, Any]]:
     """Write tiles that follow each other on the sky, from what `SkyRows` wrote of each shard.
 
@@ -123,6 +127,7 @@ def write_tiles(
         folder: Holds the shards' rows, ``*.sky.arrow``; the tiles go to its ``sky/dataset``.
         tiles: Which.
         schema: Columns and types of the shards.
+        required: Columns in which no row lacks a value.
         settings: The catalogue's settings.
 
     Returns:
@@ -133,8 +138,6 @@ def write_tiles(
     """
     low, high = tiles[0].range_29()[0], tiles[-1].range_29()[1]
     frame = rows_between(sorted(folder.glob("shard-*.sky.arrow")), low, high)
-    if frame is None:  # all that was counted there were duplicates
-        return []
     pixels = frame[HEALPIX].to_numpy()
     order = np.argsort(pixels, kind="stable")  # makes use of each shard's rows being sorted
     ordered = pixels[order]
@@ -149,7 +152,7 @@ def write_tiles(
             continue
         path = folder / "sky" / "dataset" / tile.path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, frame, order[start:stop], schema, settings)
+        _write(path, frame, order[start:stop], schema, required, settings)
         size = path.stat().st_size
         if size > settings.tiles.max_mb * 1e6:
             path.unlink()
@@ -175,7 +178,12 @@ def write_tiles(
 
 
 def _write(
-    path: Path, frame: pl.DataFrame, rows: np.ndarray, schema: pl.Schema, settings: CatalogSettings
+    path: Path,
+    frame: pl.DataFrame,
+    rows: np.ndarray,
+    schema: pl.Schema,
+    required: Sequence[str],
+    settings: CatalogSettings,
 ) -> None:
     """Write one tile; stars of 6D tables get their place on the sky, as seen from the Sun."""
     out: ParquetSlices | None = None
@@ -189,7 +197,7 @@ def _write(
                 first += ["ra", "dec"]
             part = part.select(*first, *(name for name in schema if name not in first))
             if out is None:
-                out = ParquetSlices(path, part.schema, settings.compression, HEALPIX)
+                out = ParquetSlices(path, part.schema, [*first, *required], settings.compression, HEALPIX)
             out.add(part)
         if out is not None:
             out.close()

@@ -157,7 +157,11 @@ class Worker:
         if selection.tally is not None:
             selection.tally.write(self.folder / f"{name}.rv.parquet")
         views = {
-            view: {"rows": kept[view], "schema": _plain_schema(piece.schema)}
+            view: {
+                "rows": kept[view],
+                "schema": _plain_schema(piece.schema),
+                "nullable": sorted(piece.nullable),
+            }
             for view, piece in pieces.items()
             if piece.schema is not None
         }
@@ -201,7 +205,9 @@ class Worker:
             self.place.push(path.name)
         return {"rows": rows, "rows_named": sum(frame.height for frame in named)}
 
-    def merge(self, shard: int, view: str, out: str, schema_file: str) -> dict[str, Any]:
+    def merge(
+        self, shard: int, view: str, out: str, schema_file: str, required: Sequence[str]
+    ) -> dict[str, Any]:
         """Merge one shard's rows from all pieces, in the order of the input files."""
         folder, name = self.folder / out / view, f"{out}/{view}/shard-{shard:05d}"
         with contextlib.suppress(OSError, ValueError):
@@ -214,18 +220,20 @@ class Worker:
         self.place.fetch(*(index.files[number] for number in np.unique(index.entries[:, 0])))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"shard-{shard:05d}.parquet"
-        entry = merge_shard(self.folder, index, schema, path, self.settings)
+        entry = merge_shard(self.folder, index, schema, required, path, self.settings)
         # As text: a sum of squares may be infinite, which JSON does not know and Python's does.
         write_atomic(path.with_suffix(".json"), json.dumps(entry))
         self.place.push(f"{name}.*", last=[f"{name}.json"])
         return {"entry": entry, "reused": False}
 
-    def tile(self, tiles: Sequence[Tile], view: str, out: str, schema_file: str) -> dict[str, Any]:
+    def tile(
+        self, tiles: Sequence[Tile], view: str, out: str, schema_file: str, required: Sequence[str]
+    ) -> dict[str, Any]:
         """Write a few tiles that follow each other on the sky, when all shards have been merged."""
         self.place.fetch(f"{out}/{schema_file}")
         self.place.pull(f"{out}/{view}/shard-*.sky.*", prefix=f"{out}/{view}")
         schema = pl.Schema(pl.read_parquet_schema(self.folder / out / schema_file))
-        entries = write_tiles(self.folder / out / view, tiles, schema, self.settings)
+        entries = write_tiles(self.folder / out / view, tiles, schema, required, self.settings)
         self.place.push(*(f"{out}/{view}/sky/{entry['file']}" for entry in entries))
         return {"tiles": entries}
 

@@ -7,6 +7,7 @@ import sys
 import hpgeom
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from galray.catalog import CatalogSettings, galactocentric, ingest
@@ -124,6 +125,46 @@ def test_checksums_do_not_depend_on_files_shards_or_batches(store, files, tmp_pa
     other = ingest(CatalogSettings(files=(str(tmp_path / "one.parquet"),), **options), tmp_path / "store")
     # The limit in bytes, which depends on the shards' compression, is far away.
     assert [entry["sha256"] for entry in other.manifest["tiles"]["files"]] == wanted
+
+
+def required(path):
+    return {field.name for field in pq.read_schema(path) if not field.nullable}
+
+
+def test_columns_that_no_star_lacks_are_required_in_every_file(files, tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number, path in enumerate(sorted(files.iterdir())):
+        missing = pl.lit(None, dtype=pl.Float64) if number == 2 else pl.col("bp_rp")
+        pl.read_parquet(path).with_columns(bp_rp=missing).write_parquet(folder / path.name)
+    store = ingest(configured(folder, keep_columns=("ruwe",)), tmp_path / "store")
+    whole = {name for name in store.columns if not store.table([name])[name].null_count()}
+    assert {"source_id", "vx", "ra", "radial_velocity", "pmra_error", "ra_dec_corr", "ruwe"} <= whole
+    assert "bp_rp" not in whole
+    assert all(required(path) == whole for path in store.shards)
+    tiles = [store.path / "sky" / entry["file"] for entry in store.manifest["tiles"]["files"]]
+    assert all(required(path) == {"_healpix_29", *whole} for path in tiles)
+
+
+def test_pieces_that_do_not_tell_what_is_missing_are_taken_all_the_same(files, store, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("galray.catalog.workers.merge_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(configured(files), tmp_path / "store")
+    records = list((tmp_path / "store").glob(".ingest-*/piece-*.json"))
+    assert len(records) == 3
+    for path in records:  # as an earlier version wrote them
+        record = json.loads(path.read_text())
+        for view in record["views"].values():
+            del view["nullable"]
+        path.write_text(json.dumps(record))
+    monkeypatch.setattr("galray.catalog.workers.Worker._read", None)  # they are not read again
+    again = ingest(configured(files), tmp_path / "store")
+    assert again.table().equals(store.table())
+    assert not any(required(path) for path in again.shards)
 
 
 def test_stars_of_simulations_have_their_place_as_seen_from_the_sun(tmp_path):

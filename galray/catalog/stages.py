@@ -31,8 +31,8 @@ __all__ = ["Progress", "Stages"]
 Progress = Callable[[int, int, str], None]
 """Called with done and total work (as bytes of input) and a line of text."""
 
-_JOB_ROWS = 262_144
-"""Rows of the tiles that one job writes, where they are several."""
+_JOB_ROWS = 524_288
+"""Rows of the tiles that one job writes, where they are several; each job looks into every shard's rows."""
 
 
 class Stages:

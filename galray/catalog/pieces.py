@@ -117,8 +117,8 @@ class PieceWriter:
             self._flush()
 
     def _flush(self) -> None:
-        held, self._held, self._held_rows, self._held_bytes = self._held, [], 0, 0
-        if not held:
+        held, rows, self._held, self._held_rows, self._held_bytes = self._held, self._held_rows, [], 0, 0
+        if not rows:
             return
         frame = pl.concat(held, rechunk=True)
         of_rows = frame[SHARD].to_numpy()
@@ -131,7 +131,11 @@ class PieceWriter:
         starts = np.cumsum(counts) - counts
         ids = frame["source_id"].to_numpy()
         index = zip(
-            shards, counts, np.minimum.reduceat(ids, starts), np.maximum.reduceat(ids, starts), strict=True
+            shards.tolist(),
+            counts.tolist(),
+            np.minimum.reduceat(ids, starts).tolist(),
+            np.maximum.reduceat(ids, starts).tolist(),
+            strict=True,
         )
         self._file.write(frame, counts.tolist(), index)
         self.rows += frame.height

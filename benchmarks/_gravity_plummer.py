@@ -25,7 +25,7 @@ from galray.phasespace import Ball, ScoreSettings, build_model, load_model, obje
 from galray.training import ScoreTrainingSettings, fit, split
 from galray.units import G
 
-__all__ = ["judge", "measure", "member", "stars"]
+__all__ = ["averaged", "invert", "judge", "measure", "member", "rows", "stars"]
 
 BALL = Ball((0.0, 0.0, 0.0), 10.0)
 SCORE = ScoreSettings()
@@ -148,7 +148,7 @@ _LOW = {"a rms": 0.04, "density rms": 0.4, "density L2": 0.08, "CPU time": 1200.
 _HIGH = {"a rms": 0.023, "density rms": 0.2, "density L2": 0.037, "CPU time": 10_800.0}
 
 
-def _rows(
+def rows(
     bench: Bench,
     text: str,
     found: list[tuple[dict[str, float], float]],
@@ -180,7 +180,7 @@ def measure(bench: Bench) -> None:
         score, spent = member(count, realisation, 0, "", epochs)
         figures, more = invert(f"one network, realisation {realisation}", sphere, w, score)
         one.append((figures, spent + more))
-    _rows(bench, f"{label}, one network, mean of {len(one)}", one, _CHEAP, _LOW)
+    rows(bench, f"{label}, one network, mean of {len(one)}", one, _CHEAP, _LOW)
     for realisation in realisations:
         sphere, w = stars(count, realisation)
         mean, spent = averaged(count, realisation, members, epochs)
@@ -190,7 +190,7 @@ def measure(bench: Bench) -> None:
     for kind, some in (("first 3", many[:3]), ("fresh 3", many[3:]), ("all 6", many)):
         if some:
             text = f"{label}, mean score of {members} networks, mean of {kind}"
-            _rows(bench, text, some, _BEST, _HIGH)
+            rows(bench, text, some, _BEST, _HIGH)
 
     # what the form of the equation does, on the first realisation
     sphere, w = stars(count, 0)
@@ -209,7 +209,7 @@ def measure(bench: Bench) -> None:
         **update: Any,
     ) -> None:
         figures, more = invert(source, sphere, w, scores, **update)
-        _rows(bench, f"{label}, {text}", [(figures, training + more)], peer, bars)
+        rows(bench, f"{label}, {text}", [(figures, training + more)], peer, bars)
 
     both, name = f"{members} networks", "two networks on halves"
     row(f"mean of {both}, plain form", both, mean, spent)

@@ -18,6 +18,7 @@ from benchmarks import Bench, main
 GROUPS = {
     "exact": "benchmarks._gravity_exact",
     "plummer": "benchmarks._gravity_plummer",
+    "round": "benchmarks._gravity_round",
     "moments": "benchmarks._gravity_moments",
     "disc": "benchmarks._gravity_disc",
     "bar": "benchmarks._gravity_bar",

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from galray.gravity.moment_selection import Degeneracy, LogSelection
     from galray.gravity.moments import MomentResult, Moments, MomentSums
     from galray.gravity.poisson import Kernel, check_region, smooth, smoothed_density
-    from galray.gravity.potential import PotentialField, fit_potential
+    from galray.gravity.potential import PotentialField, choose_roundness, fit_potential
     from galray.gravity.profiles import HaloFit, HaloPosterior, ProfileFitter, fit_profile
     from galray.gravity.region import AccelerationField, Region
     from galray.gravity.rotating import CorotatingModel, RotatingFit, RotatingFrame, fit_rotating_frame
@@ -93,7 +93,7 @@ _HOMES = {
     "moment_selection": ("Degeneracy", "LogSelection"),
     "moments": ("MomentResult", "MomentSums", "Moments"),
     "poisson": ("Kernel", "check_region", "smooth", "smoothed_density"),
-    "potential": ("PotentialField", "fit_potential"),
+    "potential": ("PotentialField", "choose_roundness", "fit_potential"),
     "profiles": ("HaloFit", "HaloPosterior", "ProfileFitter", "fit_profile"),
     "region": ("AccelerationField", "Region"),
     "rotating": ("CorotatingModel", "RotatingFit", "RotatingFrame", "fit_rotating_frame"),
@@ -151,6 +151,7 @@ __all__ = [
     "boltzmann_residuals",
     "build",
     "check_region",
+    "choose_roundness",
     "circular_velocity",
     "curl_and_divergence",
     "disturbance_error",

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,11 @@ from galray.errors import GalrayError
 from galray.gravity.equations import Equations
 from galray.gravity.exports import Exportable
 from galray.gravity.region import Region, as_positions
+from galray.gravity.roundness import departure, shells
 from galray.gravity.splines import Array
 from galray.units import G
 
-__all__ = ["MassField", "fit_masses"]
+__all__ = ["MassField", "MassSet", "fit_masses", "mass_sets"]
 
 _CHUNK = 2048  # positions whose distances to all centres are held at once
 _NEIGHBOUR = 8  # the centre whose distance is the width's unit
@@ -118,12 +120,21 @@ class MassField(Exportable):
 
 
 def fit_masses(
-    equations: Equations, region: Region, *, number: int, sets: int, width: float, tide_order: int, seed: int
+    equations: Equations,
+    region: Region,
+    *,
+    number: int,
+    sets: int,
+    width: float,
+    tide_order: int,
+    seed: int,
+    roundness: float = 0.0,
 ) -> MassField:
     """Non-negative masses, in a free tide, that solve an estimating equation: the mean over sets of centres.
 
     Minimises ½mᵀMm − Vᵀm, M and V the equation in the basis with M symmetrised, plus a ridge in units of
-    M's diagonal whose strength predicts held-out fifths of the stars best.
+    M's diagonal whose strength predicts held-out fifths of the stars best, plus ½ `roundness` (mᵀMm) D with
+    the departure D from spheres of `galray.gravity.roundness`, where mᵀMm and ρ̄ are those of D left out.
 
     Arguments:
         equations: What the stars say.
@@ -133,18 +144,13 @@ def fit_masses(
         width: σ_k in units of the distance to the eighth nearest other centre of the set.
         tide_order: Largest degree of the solid harmonics; 0 for no tide.
         seed: Decides which stars are centres.
+        roundness: Strength of the prior of a round mass.
 
     Raises:
         GalrayError: Fewer stars than unknowns, or scores that determine no potential.
     """
-    _, first = np.unique(equations.star, return_index=True)
-    if len(first) < 2 * number:
-        raise GalrayError(f"{len(first)} stars for {number} masses", "take more stars or fewer num_masses")
-    draws = np.random.default_rng(seed)
-    fields = [
-        _fit_set(equations, region, equations.x[draws.permutation(first)[:number]], width, tide_order)
-        for _ in range(sets)
-    ]
+    fitted = mass_sets(equations, region, number, sets, width, tide_order, seed)
+    fields = [one.field(roundness) for one in fitted]
     centres, widths, masses = (
         torch.cat([getattr(field, name) for field in fields]) for name in ("centres", "widths", "masses")
     )
@@ -159,47 +165,118 @@ def fit_masses(
     )
 
 
-def _fit_set(
-    equations: Equations, region: Region, centres: Array, width: float, tide_order: int
-) -> MassField:
-    number = len(centres)
-    distance = cKDTree(centres).query(centres, k=min(_NEIGHBOUR, number - 1) + 1)[0][:, -1]
-    basis = _Basis(region, centres, width * distance, tide_order)
-    matrix = np.zeros((_FOLDS, basis.size, basis.size))
-    vector = np.zeros((_FOLDS, basis.size))
-    fold = equations.star % _FOLDS
-    for k in range(_FOLDS):
-        mine = np.flatnonzero(fold == k)
-        for rows in np.array_split(mine, len(mine) // _CHUNK + 1):
-            left = basis.along(equations.x[rows], equations.z[rows] * equations.weight[rows, None])
-            matrix[k] -= left.T @ basis.along(equations.x[rows], equations.slope[rows])
-            vector[k] += left.T @ equations.streaming[rows]
-    matrix = (matrix + matrix.transpose(0, 2, 1)) / 2
-    diagonal = np.diagonal(matrix.sum(0))
-    if not diagonal.min() > 0:
-        raise GalrayError(
-            "the scores do not determine a potential: E[z·sᵥ] has the wrong sign",
-            "the score is far from ∇log f: train it longer, or check that it belongs to these stars",
+def mass_sets(
+    equations: Equations,
+    region: Region,
+    number: int,
+    sets: int,
+    width: float,
+    tide_order: int,
+    seed: int,
+) -> list[MassSet]:
+    """The equation in the basis of each set of centres; arguments and errors as those of `fit_masses`."""
+    _, first = np.unique(equations.star, return_index=True)
+    if len(first) < 2 * number:
+        raise GalrayError(f"{len(first)} stars for {number} masses", "take more stars or fewer num_masses")
+    draws = np.random.default_rng(seed)
+    return [
+        MassSet(equations, region, equations.x[draws.permutation(first)[:number]], width, tide_order)
+        for _ in range(sets)
+    ]
+
+
+class MassSet:
+    """An estimating equation in the basis of one set of centres, and its solutions.
+
+    Arguments:
+        equations: What the stars say.
+        region: The ball.
+        centres: Of the Gaussians, (K, 3).
+        width: As in `fit_masses`.
+        tide_order: As in `fit_masses`.
+    """
+
+    def __init__(
+        self, equations: Equations, region: Region, centres: Array, width: float, tide_order: int
+    ) -> None:
+        self.number = len(centres)
+        distance = cKDTree(centres).query(centres, k=min(_NEIGHBOUR, self.number - 1) + 1)[0][:, -1]
+        self._region, self._centres = region, centres
+        self._basis = _Basis(region, centres, width * distance, tide_order)
+        self._shells = shells(equations.x)
+        matrix, vector = self._folds(equations)
+        diagonal = np.diagonal(matrix.sum(0))
+        if not diagonal.min() > 0:
+            raise GalrayError(
+                "the scores do not determine a potential: E[z·sᵥ] has the wrong sign",
+                "the score is far from ∇log f: train it longer, or check that it belongs to these stars",
+            )
+        self._scale = 1 / np.sqrt(diagonal)
+        matrix, vector = matrix * np.outer(self._scale, self._scale), vector * self._scale
+        self._matrix, self._vector = matrix.sum(0), vector.sum(0)
+        held_out = np.zeros(len(_RIDGES))
+        for m, g in zip(matrix, vector, strict=True):
+            for i, solution in enumerate(self._non_negative(self._matrix - m, self._vector - g, _RIDGES)):
+                held_out[i] += solution @ m @ solution / 2 - g @ solution
+        self.ridge = float(_RIDGES[int(np.argmin(held_out))])
+        (self._free,) = self._non_negative(self._matrix, self._vector, np.array([self.ridge]))
+
+    def solution(self, roundness: float) -> Array:
+        """Gm of the masses and the tide's harmonics under a prior of a round mass, (K + T,)."""
+        if roundness == 0:
+            return self._scale * self._free
+        matrix = self._matrix + roundness * self._prior
+        (found,) = self._non_negative(matrix, self._vector, np.array([self.ridge]))
+        return self._scale * found
+
+    @cached_property
+    def _prior(self) -> Array:
+        """(mᵀMm) D as a quadratic form, that of masses and harmonics in the solver's scale."""
+        n = self.number
+        scale, masses = self._scale[:n], self._scale[:n] * self._free[:n]
+        prior = np.zeros_like(self._matrix)
+        prior[:n, :n] = departure(self._shells, self._centres, self._basis.widths, masses)
+        prior[:n, :n] *= np.outer(scale, scale) * (self._free @ self._matrix @ self._free)
+        return prior
+
+    def field(self, roundness: float) -> MassField:
+        """The potential under a prior of a round mass."""
+        solution, number = self.solution(roundness), self.number
+        return MassField(
+            self._region,
+            self._centres,
+            self._basis.widths,
+            solution[:number] / G,
+            self._basis.harmonics @ solution[number:],
+            statistics={
+                "ridge": self.ridge,
+                "masses": float(number),
+                "positive": float((solution[:number] > 0).sum()),
+            },
         )
-    scale = 1 / np.sqrt(diagonal)
-    matrix, vector = matrix * np.outer(scale, scale), vector * scale
-    total, right = matrix.sum(0), vector.sum(0)
-    held_out = np.zeros(len(_RIDGES))
-    for m, g in zip(matrix, vector, strict=True):
-        for i, solution in enumerate(_non_negative(total - m, right - g, _RIDGES, number)):
-            held_out[i] += solution @ m @ solution / 2 - g @ solution
-    ridge = float(_RIDGES[int(np.argmin(held_out))])
-    (solution,) = _non_negative(total, right, np.array([ridge]), number)
-    solution *= scale
-    statistics = {"ridge": ridge, "masses": float(number), "positive": float((solution[:number] > 0).sum())}
-    return MassField(
-        region,
-        centres,
-        basis.widths,
-        solution[:number] / G,
-        basis.harmonics @ solution[number:],
-        statistics=statistics,
-    )
+
+    def missed(self, equations: Equations, roundness: Sequence[float]) -> Array:
+        """½mᵀMm − Vᵀm of other stars' equation at the solutions of these: smallest at the true gravity."""
+        matrix, vector = (part.sum(0) for part in self._folds(equations))
+        solutions = [self.solution(one) for one in roundness]
+        return np.array([s @ matrix @ s / 2 - vector @ s for s in solutions])
+
+    def _folds(self, equations: Equations) -> tuple[Array, Array]:
+        """M (5, K + T, K + T) and V (5, K + T) of each fifth of the stars."""
+        matrix = np.zeros((_FOLDS, self._basis.size, self._basis.size))
+        vector = np.zeros((_FOLDS, self._basis.size))
+        fold = equations.star % _FOLDS
+        for k in range(_FOLDS):
+            mine = np.flatnonzero(fold == k)
+            for rows in np.array_split(mine, len(mine) // _CHUNK + 1):
+                along = equations.z[rows] * equations.weight[rows, None]
+                left = self._basis.along(equations.x[rows], along)
+                matrix[k] -= left.T @ self._basis.along(equations.x[rows], equations.slope[rows])
+                vector[k] += left.T @ equations.streaming[rows]
+        return (matrix + matrix.transpose(0, 2, 1)) / 2, vector
+
+    def _non_negative(self, matrix: Array, vector: Array, ridges: Array) -> list[Array]:
+        return _non_negative(matrix, vector, ridges, self.number)
 
 
 def _non_negative(matrix: Array, vector: Array, ridges: Array, number: int) -> list[Array]:

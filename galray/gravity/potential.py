@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from galray.errors import GalrayError
 from galray.gravity.equations import Equations, Form, estimating_equations
 from galray.gravity.exports import Exportable
-from galray.gravity.masses import MassField, fit_masses
+from galray.gravity.masses import MassField, fit_masses, mass_sets
 from galray.gravity.region import Region, as_positions, as_region
+from galray.gravity.roundness import ROUNDNESSES
 from galray.gravity.settings import PotentialSettings
 from galray.gravity.spline_field import SplineField
 from galray.gravity.spline_fit import fit_spline_to_residuals, spline_basis
@@ -37,7 +38,15 @@ from galray.units import G
 if TYPE_CHECKING:
     from galray.gravity.store import MeanField
 
-__all__ = ["PotentialField", "PotentialNetwork", "fit_potential", "negative_mass", "scores_at", "taper"]
+__all__ = [
+    "PotentialField",
+    "PotentialNetwork",
+    "choose_roundness",
+    "fit_potential",
+    "negative_mass",
+    "scores_at",
+    "taper",
+]
 
 
 _FIRST_GAIN = 4.0  # on the first layer: Φ has to bend within a small part of the ball
@@ -210,38 +219,14 @@ def fit_potential(
         given: dict[str, Any] = {"seed": seed, "ball": ball, "weights": weights, "partner": second}
         each = [settings.model_copy(update={"form": form}) for form in get_args(Form)]
         return MeanField([fit_potential(scores, w, one, on_epoch=on_epoch, **given) for one in each])
-    if states.ndim != 2 or states.shape[1] != 6 or scores.shape != states.shape:
-        raise GalrayError(
-            f"states of shape {states.shape} with scores of shape {scores.shape}", "both must be (n, 6)"
-        )
-    if second is not None and second.shape != states.shape:
-        raise GalrayError(
-            f"states of shape {states.shape} with partner scores of shape {second.shape}",
-            "the partner's scores belong to the same stars",
-        )
-    factor = np.ones(len(states)) if weights is None else to_numpy(weights)
-    distance = np.linalg.norm(states[:, :3] - np.array(region.center), axis=1) / region.radius
-    factor = factor * taper(distance / settings.max_radius)
-    finite = np.isfinite(scores).all(1) & (True if second is None else np.isfinite(second).all(1))
-    keep = (factor > 0) & finite
-    if (lost := int(((factor > 0) & ~keep).sum())) > 0.01 * len(states):
-        raise GalrayError(
-            f"{lost} of {len(states)} scores are not finite", "the model has diverged: train it again"
-        )
+    equations = _equations(states, scores, settings.form, settings, region, weights, second)
+    number = int(equations.star.max()) + 1
     basis = None if settings.on_masses else spline_basis(settings, region)
-    if basis is not None and keep.sum() < basis.size:
+    if basis is not None and number < basis.size:
         raise GalrayError(
-            f"{int(keep.sum())} stars within {settings.max_radius:g} of the ball for {basis.size} splines",
+            f"{number} stars within {settings.max_radius:g} of the ball for {basis.size} splines",
             "take more stars or fewer base_splines",
         )
-    equations = estimating_equations(
-        states[keep],
-        scores[keep],
-        factor[keep],
-        settings.form,
-        region,
-        partner=None if second is None else second[keep],
-    )
     base: SplineField | MassField
     if basis is None:
         base = fit_masses(
@@ -252,19 +237,105 @@ def fit_potential(
             width=settings.mass_width,
             tide_order=settings.tide_order,
             seed=seed,
+            roundness=settings.roundness,
         )
     else:
         base = fit_spline_to_residuals(equations, basis, region, settings.penalty)
     if settings.basis != "network":
         return base
     rng = np.random.default_rng(seed)
-    order = rng.permutation(int(keep.sum()))[: settings.max_stars]
-    held = np.zeros(int(keep.sum()), dtype=bool)
+    order = rng.permutation(number)[: settings.max_stars]
+    held = np.zeros(number, dtype=bool)
     held[order[: max(1, round(settings.validation_fraction * len(order)))]] = True
     train = np.zeros_like(held)
     train[order] = True
     train &= ~held
     return _train(base, equations, train, held, settings, rng, on_epoch)
+
+
+def choose_roundness(first: Any, second: Any, settings: PotentialSettings, *, seed: int, ball: Any) -> float:
+    """The `PotentialSettings.roundness` that two halves of the stars find for each other.
+
+    Masses are fitted to one half under priors of many strengths, and judged by the other half's equation, and
+    the other way round. The halves share neither stars nor a model, so that the error of the one is not
+    taken for the truth by the other. ``form = "mean"`` is chosen for by its first, ``plain``.
+
+    Arguments:
+        first: Scores (n, 6), or a model with ``score(w)``, and states (n, 6) in kpc and km/s of a half of
+            the stars: the model has been trained on no others.
+        second: The same of the other half.
+        settings: Of the fit; its own `roundness` is ignored.
+        seed: Decides which stars are centres.
+        ball: The ball of the stars.
+
+    Returns:
+        One of `galray.gravity.roundness.ROUNDNESSES`; 0 where no prior helps.
+
+    Raises:
+        GalrayError: Settings without masses, and all errors of `fit_potential`.
+    """
+    if not settings.on_masses:
+        raise GalrayError(f"a round mass for basis = '{settings.basis}'", "set basis = 'masses'")
+    region = as_region(ball)
+    form: Form = "plain" if settings.form == "mean" else settings.form
+    halves = [
+        _equations(to_numpy(w), scores_at(model, w), form, settings, region) for model, w in (first, second)
+    ]
+    missed = np.zeros(len(ROUNDNESSES))
+    for own, other in (halves, halves[::-1]):
+        for one in mass_sets(
+            own,
+            region,
+            settings.num_masses,
+            settings.mass_sets,
+            settings.mass_width,
+            settings.tide_order,
+            seed,
+        ):
+            missed += one.missed(other, ROUNDNESSES)
+    return float(ROUNDNESSES[int(np.argmin(missed))])
+
+
+def _equations(
+    states: Array,
+    scores: Array,
+    form: Form,
+    settings: PotentialSettings,
+    region: Region,
+    weights: Any = None,
+    partner: Array | None = None,
+) -> Equations:
+    """What the stars say, the outermost of the ball faded out; arguments and errors as `fit_potential`'s."""
+    if states.ndim != 2 or states.shape[1] != 6 or scores.shape != states.shape:
+        raise GalrayError(
+            f"states of shape {states.shape} with scores of shape {scores.shape}", "both must be (n, 6)"
+        )
+    if partner is not None and partner.shape != states.shape:
+        raise GalrayError(
+            f"states of shape {states.shape} with partner scores of shape {partner.shape}",
+            "the partner's scores belong to the same stars",
+        )
+    factor = np.ones(len(states)) if weights is None else to_numpy(weights)
+    distance = np.linalg.norm(states[:, :3] - np.array(region.center), axis=1) / region.radius
+    factor = factor * taper(distance / settings.max_radius)
+    finite = np.isfinite(scores).all(1) & (True if partner is None else np.isfinite(partner).all(1))
+    keep = (factor > 0) & finite
+    if (lost := int(((factor > 0) & ~keep).sum())) > 0.01 * len(states):
+        raise GalrayError(
+            f"{lost} of {len(states)} scores are not finite", "the model has diverged: train it again"
+        )
+    if not keep.any():
+        raise GalrayError(
+            f"none of {len(states)} stars lies within the ball", "give states in kpc and the stars' own ball"
+        )
+    return estimating_equations(
+        states[keep],
+        scores[keep],
+        factor[keep],
+        form,
+        region,
+        partner=None if partner is None else partner[keep],
+    )
 
 
 def _train(

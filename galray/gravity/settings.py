@@ -79,6 +79,9 @@ class PotentialSettings(Settings):
     """Their standard deviations in units of the distance to the eighth nearest other centre."""
     tide_order: int = Field(default=3, ge=0, le=8)
     """Largest degree of the solid harmonics that stand for the mass beyond the ball (``masses`` only)."""
+    roundness: float = Field(default=0.0, ge=0)
+    """Strength of a prior that the masses are round about the stars' median, for a halo or a cluster of its
+    own and not for a part of a disc; 0 for none. `choose_roundness` finds it from two halves of the stars."""
     base_splines: tuple[int, ...] = ()
     """Splines along each coordinate; () takes (6, 9) for Rz and (6, 6, 9) for xyz."""
     concentration: tuple[float, ...] = ()
@@ -113,6 +116,8 @@ class PotentialSettings(Settings):
             raise ValueError("hidden: at least one layer of at least one unit")
         if self.basis == "spline" and self.base == "masses":
             raise ValueError("base: masses without a network are basis = 'masses'")
+        if self.roundness and not self.on_masses:
+            raise ValueError("roundness: only masses have it, basis or base = 'masses'")
         return self
 
     @property

@@ -84,8 +84,9 @@ def _sphere(bench: Bench, count: int, epochs: int, members: int) -> None:
 def _disc(bench: Bench, count: int, epochs: int) -> None:
     """Isothermal stars in a flattened mass: the density of the mass, with and without the prior."""
     ball = Ball((0.0, 0.0, 0.0), 3.0)
-    mass = MiyamotoNagai(1.0 / G, 0.5, 0.8)
-    model = RotatingIsothermal(mass, 0.0, 0.37, ball)
+    shape, sigma = (0.5, 0.8), 0.37
+    mass = MiyamotoNagai(1.0 / G, *shape)
+    model = RotatingIsothermal(mass, 0.0, sigma, ball)
 
     def work(folder: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
@@ -115,8 +116,16 @@ def _disc(bench: Bench, count: int, epochs: int) -> None:
         return {**figures, "seconds": cpu_seconds() - begin}
 
     models = [recipe(SCORE), recipe(TRAINING), epochs]
-    task = {"what": "flattened mass", "stars": count, "potential": POTENTIAL.model_dump(mode="json")}
-    found, _ = part({**task, "recipe": models}, work)
+    task = {
+        "what": "flattened mass",
+        "stars": count,
+        "shape": shape,
+        "sigma": sigma,
+        "ball": ball.radius,
+        "potential": POTENTIAL.model_dump(mode="json"),
+        "recipe": models,
+    }
+    found, _ = part(task, work)
     seconds = found["seconds"]
     what = f"isothermal stars in a flattened disc, {count} stars"
     bench.row(f"{what}: roundness that the halves choose", found["roundness"], cpu_seconds=seconds)

@@ -93,8 +93,8 @@ class Source:
                 f"{self.path}: {what}: column(s) {', '.join(absent)} absent; it has {have}, …", remedy
             )
 
-    def batches(self, wanted: Sequence[str], rows: int = BATCH_ROWS) -> Iterator[pl.DataFrame]:
-        """The columns `wanted` in batches, in the file's row order.
+    def batches(self, wanted: Sequence[str], rows: int | None = None) -> Iterator[pl.DataFrame]:
+        """The columns `wanted` in batches of at most `rows` (`BATCH_ROWS`), in the file's row order.
 
         Types are Gaia's for its column names; NaN becomes missing. Batches of files that write missing
         values out have one column more, `SHORT_ROW`.
@@ -103,6 +103,7 @@ class Source:
             GalrayError: The file is truncated, corrupt, or holds text in a number's column.
         """
         dtypes = self._dtypes(wanted)
+        rows = rows or BATCH_ROWS
         try:
             if self.format == "csv":
                 frames = self._text(wanted)

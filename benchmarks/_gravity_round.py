@@ -18,6 +18,8 @@ from benchmarks import Bench
 from benchmarks._gravity_parts import cpu_seconds, part, recipe
 from benchmarks._gravity_plummer import (
     BALL,
+    BEST,
+    HIGH,
     MEMBERS,
     POTENTIAL,
     REALISATIONS,
@@ -37,9 +39,6 @@ from galray.training import fit, split
 from galray.units import G
 
 __all__ = ["measure"]
-
-_PEER = "2.4 %, 22 %, 3.7 % (a, density rms, L2): 960 flows, GPU"
-_BARS = {"a rms": 0.023, "density rms": 0.2, "density L2": 0.037, "CPU time": 10_800.0}
 
 
 def chosen(label: str, halves: list[tuple[Tensor, Tensor]], ball: Ball) -> tuple[float, float]:
@@ -76,7 +75,7 @@ def _sphere(bench: Bench, count: int, epochs: int, members: int) -> None:
     for kind, some in (("first 3", found[:3]), ("fresh 3", found[3:]), ("all 6", found)):
         if some:
             text = f"{count} stars, mean score of {members} networks, roundness by halves, mean of {kind}"
-            rows(bench, text, some, _PEER, _BARS)
+            rows(bench, text, some, BEST, HIGH)
     label = f"Plummer, {count} stars: roundness that the halves choose, least"
     bench.row(label, min(strengths), peer=f"largest {max(strengths):.3g}")
 

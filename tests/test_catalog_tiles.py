@@ -135,12 +135,16 @@ def test_columns_that_no_star_lacks_are_required_in_every_file(files, tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()
     for number, path in enumerate(sorted(files.iterdir())):
-        missing = pl.lit(None, dtype=pl.Float64) if number == 2 else pl.col("bp_rp")
-        pl.read_parquet(path).with_columns(bp_rp=missing).write_parquet(folder / path.name)
+        table = pl.read_parquet(path)
+        if number == 1:
+            table = table.drop("phot_g_mean_mag")
+        if number == 2:
+            table = table.with_columns(bp_rp=pl.lit(None, dtype=pl.Float64))
+        table.write_parquet(folder / path.name)
     store = ingest(configured(folder, keep_columns=("ruwe",)), tmp_path / "store")
     whole = {name for name in store.columns if not store.table([name])[name].null_count()}
     assert {"source_id", "vx", "ra", "radial_velocity", "pmra_error", "ra_dec_corr", "ruwe"} <= whole
-    assert "bp_rp" not in whole
+    assert not {"bp_rp", "phot_g_mean_mag"} & whole  # of no star of one file
     assert all(required(path) == whole for path in store.shards)
     tiles = [store.path / "sky" / entry["file"] for entry in store.manifest["tiles"]["files"]]
     assert all(required(path) == {"_healpix_29", *whole} for path in tiles)

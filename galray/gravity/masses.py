@@ -29,6 +29,7 @@ from galray.gravity.equations import Equations
 from galray.gravity.exports import Exportable
 from galray.gravity.region import Region, as_positions
 from galray.gravity.roundness import departure, shells
+from galray.gravity.settings import PotentialSettings
 from galray.gravity.splines import Array
 from galray.units import G
 
@@ -119,17 +120,7 @@ class MassField(Exportable):
         return torch.cat(parts).reshape(*x.shape[:-1], *tail)
 
 
-def fit_masses(
-    equations: Equations,
-    region: Region,
-    *,
-    number: int,
-    sets: int,
-    width: float,
-    tide_order: int,
-    seed: int,
-    roundness: float = 0.0,
-) -> MassField:
+def fit_masses(equations: Equations, region: Region, settings: PotentialSettings, *, seed: int) -> MassField:
     """Non-negative masses, in a free tide, that solve an estimating equation: the mean over sets of centres.
 
     Minimises ½mᵀMm − Vᵀm, M and V the equation in the basis with M symmetrised, plus a ridge in units of
@@ -139,18 +130,14 @@ def fit_masses(
     Arguments:
         equations: What the stars say.
         region: The ball.
-        number: Centres of a set.
-        sets: Sets of centres, each of them another draw.
-        width: σ_k in units of the distance to the eighth nearest other centre of the set.
-        tide_order: Largest degree of the solid harmonics; 0 for no tide.
+        settings: Number, widths and sets of the masses, tide and roundness.
         seed: Decides which stars are centres.
-        roundness: Strength of the prior of a round mass.
 
     Raises:
         GalrayError: Fewer stars than unknowns, or scores that determine no potential.
     """
-    fitted = mass_sets(equations, region, number, sets, width, tide_order, seed)
-    fields = [one.field(roundness) for one in fitted]
+    sets = mass_sets(equations, region, settings, seed=seed)
+    fields = [one.field(settings.roundness) for one in sets]
     centres, widths, masses = (
         torch.cat([getattr(field, name) for field in fields]) for name in ("centres", "widths", "masses")
     )
@@ -159,29 +146,24 @@ def fit_masses(
         region,
         centres[held],
         widths[held],
-        masses[held] / sets,
+        masses[held] / len(sets),
         torch.stack([field.tide for field in fields]).mean(0),
         statistics={k: float(np.mean([f.statistics[k] for f in fields])) for k in fields[0].statistics},
     )
 
 
 def mass_sets(
-    equations: Equations,
-    region: Region,
-    number: int,
-    sets: int,
-    width: float,
-    tide_order: int,
-    seed: int,
+    equations: Equations, region: Region, settings: PotentialSettings, *, seed: int
 ) -> list[MassSet]:
     """The equation in the basis of each set of centres; arguments and errors as those of `fit_masses`."""
     _, first = np.unique(equations.star, return_index=True)
+    number = settings.num_masses
     if len(first) < 2 * number:
         raise GalrayError(f"{len(first)} stars for {number} masses", "take more stars or fewer num_masses")
     draws = np.random.default_rng(seed)
     return [
-        MassSet(equations, region, equations.x[draws.permutation(first)[:number]], width, tide_order)
-        for _ in range(sets)
+        MassSet(equations, region, equations.x[draws.permutation(first)[:number]], settings)
+        for _ in range(settings.mass_sets)
     ]
 
 
@@ -192,17 +174,16 @@ class MassSet:
         equations: What the stars say.
         region: The ball.
         centres: Of the Gaussians, (K, 3).
-        width: As in `fit_masses`.
-        tide_order: As in `fit_masses`.
+        settings: Their widths in units of the distance to the eighth nearest other centre, and the tide.
     """
 
     def __init__(
-        self, equations: Equations, region: Region, centres: Array, width: float, tide_order: int
+        self, equations: Equations, region: Region, centres: Array, settings: PotentialSettings
     ) -> None:
         self.number = len(centres)
         distance = cKDTree(centres).query(centres, k=min(_NEIGHBOUR, self.number - 1) + 1)[0][:, -1]
         self._region, self._centres = region, centres
-        self._basis = _Basis(region, centres, width * distance, tide_order)
+        self._basis = _Basis(region, centres, settings.mass_width * distance, settings.tide_order)
         self._shells = shells(equations.x)
         matrix, vector = self._folds(equations)
         diagonal = np.diagonal(matrix.sum(0))
@@ -216,17 +197,19 @@ class MassSet:
         self._matrix, self._vector = matrix.sum(0), vector.sum(0)
         held_out = np.zeros(len(_RIDGES))
         for m, g in zip(matrix, vector, strict=True):
-            for i, solution in enumerate(self._non_negative(self._matrix - m, self._vector - g, _RIDGES)):
+            for i, solution in enumerate(
+                _non_negative(self._matrix - m, self._vector - g, _RIDGES, self.number)
+            ):
                 held_out[i] += solution @ m @ solution / 2 - g @ solution
         self.ridge = float(_RIDGES[int(np.argmin(held_out))])
-        (self._free,) = self._non_negative(self._matrix, self._vector, np.array([self.ridge]))
+        (self._free,) = _non_negative(self._matrix, self._vector, np.array([self.ridge]), self.number)
 
     def solution(self, roundness: float) -> Array:
         """Gm of the masses and the tide's harmonics under a prior of a round mass, (K + T,)."""
         if roundness == 0:
             return self._scale * self._free
         matrix = self._matrix + roundness * self._prior
-        (found,) = self._non_negative(matrix, self._vector, np.array([self.ridge]))
+        (found,) = _non_negative(matrix, self._vector, np.array([self.ridge]), self.number)
         return self._scale * found
 
     @cached_property
@@ -274,9 +257,6 @@ class MassSet:
                 matrix[k] -= left.T @ self._basis.along(equations.x[rows], equations.slope[rows])
                 vector[k] += left.T @ equations.streaming[rows]
         return (matrix + matrix.transpose(0, 2, 1)) / 2, vector
-
-    def _non_negative(self, matrix: Array, vector: Array, ridges: Array) -> list[Array]:
-        return _non_negative(matrix, vector, ridges, self.number)
 
 
 def _non_negative(matrix: Array, vector: Array, ridges: Array, number: int) -> list[Array]:

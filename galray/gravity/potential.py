@@ -229,16 +229,7 @@ def fit_potential(
         )
     base: SplineField | MassField
     if basis is None:
-        base = fit_masses(
-            equations,
-            region,
-            number=settings.num_masses,
-            sets=settings.mass_sets,
-            width=settings.mass_width,
-            tide_order=settings.tide_order,
-            seed=seed,
-            roundness=settings.roundness,
-        )
+        base = fit_masses(equations, region, settings, seed=seed)
     else:
         base = fit_spline_to_residuals(equations, basis, region, settings.penalty)
     if settings.basis != "network":
@@ -283,15 +274,7 @@ def choose_roundness(first: Any, second: Any, settings: PotentialSettings, *, se
     ]
     missed = np.zeros(len(ROUNDNESSES))
     for own, other in (halves, halves[::-1]):
-        for one in mass_sets(
-            own,
-            region,
-            settings.num_masses,
-            settings.mass_sets,
-            settings.mass_width,
-            settings.tide_order,
-            seed,
-        ):
+        for one in mass_sets(own, region, settings, seed=seed):
             missed += one.missed(other, ROUNDNESSES)
     return float(ROUNDNESSES[int(np.argmin(missed))])
 

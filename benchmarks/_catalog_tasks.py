@@ -115,6 +115,41 @@ def polars_read(arguments: dict[str, Any]) -> dict[str, Any]:
     return timed(work, arguments.get("repeats", 1))
 
 
+def inflate_and_parse(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The files inflated by ISA-L, and the same columns parsed from memory by Polars: no pass does with less.
+
+    Polars' own decompression is slower than ISA-L; here each of the two steps is the fastest that there is.
+    """
+    import polars as pl
+    from isal import igzip
+
+    from galray.catalog.columns import polars_dtype
+
+    columns = arguments["columns"]
+    known = polars_dtype("dr3")
+    block = bytearray(1 << 20)
+
+    def inflate(file: str) -> None:
+        with igzip.open(file) as stream:
+            while stream.readinto(block):
+                pass
+
+    def parse(text: bytes) -> int:
+        kinds = {name: known[name] for name in columns}
+        return pl.read_csv(text, columns=columns, null_values="null", schema_overrides=kinds).height
+
+    cpu, rows, repeats = 0.0, 0, arguments.get("repeats", 1)
+    for file in arguments["files"]:
+        with igzip.open(file) as stream:
+            text = stream.read()
+        header = text.index(b"\n", text.rindex(b"\n#") + 1) + 1  # below the comments
+        text = text[header:]
+        steps = [timed(lambda f=file: inflate(f), repeats), timed(lambda t=text: parse(t), repeats)]
+        cpu += sum(step["cpu"] for step in steps)
+        rows += steps[1]["rows"]
+    return {"cpu": cpu, "rows": rows}
+
+
 def _to_galactocentric(columns: dict[str, Any]) -> dict[str, Any]:
     """The 6D states by astropy, as its users write it."""
     import astropy.units as u

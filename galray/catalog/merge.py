@@ -15,13 +15,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from galray.catalog.counting import first_of_runs
 from galray.catalog.pieces import PieceIndex, read_batches, temporary_name
 from galray.catalog.settings import CatalogSettings
-from galray.catalog.sky_rows import HEALPIX, SkyRows, first_of_runs
+from galray.catalog.sky_rows import HEALPIX, SkyRows
 from galray.catalog.statistics import ColumnSums, Histograms
 from galray.provenance import file_hash
 
-__all__ = ["GROUP_ROWS", "ParquetSlices", "merge_shard"]
+__all__ = ["GROUP_ROWS", "ParquetSlices", "merge_shard", "typed"]
 
 GROUP_ROWS = 131_072
 """Rows of a row group of shards and tiles."""
@@ -41,10 +42,17 @@ class ParquetSlices:
         required: Columns in which no row lacks a value: Parquet then does not note it row by row.
         compression: As ``catalog.compression``.
         sorted_by: The column that the rows are sorted by.
+        statistics: Columns of which each row group's range is noted; None for all.
     """
 
     def __init__(
-        self, path: Path, schema: pl.Schema, required: Sequence[str], compression: str, sorted_by: str
+        self,
+        path: Path,
+        schema: pl.Schema,
+        required: Sequence[str],
+        compression: str,
+        sorted_by: str,
+        statistics: Sequence[str] | None = None,
     ) -> None:
         self.path = path
         self.rows = 0
@@ -68,11 +76,15 @@ class ParquetSlices:
             use_dictionary=words or False,
             write_batch_size=GROUP_ROWS,
             sorting_columns=order,
+            write_statistics=True if statistics is None else list(statistics),
         )
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Take rows."""
+        """Take rows; columns of no type are those that hold nothing."""
         columns = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).columns
+        for place, column in enumerate(columns):
+            if column.type == pa.null():
+                columns[place] = _nulls(self._schema.field(place).type, frame.height)
         table = pa.Table.from_arrays(columns, schema=self._schema)
         while table.num_rows:
             room = GROUP_ROWS - self._rest_rows
@@ -108,6 +120,25 @@ def _arrow_schema(columns: tuple[tuple[str, pl.DataType], ...], required: tuple[
     return pa.schema(field.with_nullable(field.name not in required) for field in plain)
 
 
+def _nulls(kind: pa.DataType, rows: int) -> pa.Array:
+    """So many missing values."""
+    return _group_of_nulls(kind)[:rows] if rows <= GROUP_ROWS else pa.nulls(rows, kind)
+
+
+@functools.lru_cache(maxsize=8)
+def _group_of_nulls(kind: pa.DataType) -> pa.Array:
+    return pa.nulls(GROUP_ROWS, kind)
+
+
+def typed(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    """The columns of a schema in its types, but for those of no type, which hold nothing."""
+    given = frame.schema
+    return frame.select(
+        pl.col(name) if given[name] in (kind, pl.Null) else pl.col(name).cast(kind)
+        for name, kind in schema.items()
+    )
+
+
 def merge_shard(
     folder: Path,
     index: PieceIndex,
@@ -134,7 +165,8 @@ def merge_shard(
         The manifest's entry, with ``duplicates``, and the column sums and histograms under ``sums`` and
         ``histograms``.
     """
-    out = ParquetSlices(path, schema, required, settings.compression, "source_id")
+    # Stars are dealt: of all else every row group has the whole range, which the manifest has too.
+    out = ParquetSlices(path, schema, required, settings.compression, "source_id", ["source_id"])
     sky = SkyRows(path.with_suffix(".sky.arrow"), settings.tiles.max_level)
     sums = ColumnSums(schema)
     histograms = Histograms(settings, list(schema))
@@ -150,8 +182,7 @@ def merge_shard(
             duplicates += rows - frame.height
             if HEALPIX in names:
                 sky.add(frame)
-                frame = frame.drop(HEALPIX)
-            frame = frame.cast(schema)
+            frame = typed(frame, schema)
             sums.add(frame)
             histograms.add(counts, frame)
             out.add(frame)
@@ -176,9 +207,9 @@ def _first_of_each(frame: pl.DataFrame) -> pl.DataFrame:
     ids = frame["source_id"].to_numpy()
     if (ids[1:] > ids[:-1]).all():
         return frame
-    order = frame["source_id"].arg_sort().to_numpy()  # numpy's takes twice as long
-    first = first_of_runs(ids[order])
-    return frame[order if len(first) == len(ids) else np.minimum.reduceat(order, first)]
+    order = frame["source_id"].arg_sort()  # numpy's takes twice as long
+    first = first_of_runs(ids[order.to_numpy()])
+    return frame[order if len(first) == len(ids) else np.minimum.reduceat(order.to_numpy(), first)]
 
 
 def _portions(folder: Path, index: PieceIndex, schema: pl.Schema) -> Iterator[list[pl.DataFrame]]:

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from galray.catalog.selection import SHARD
+from galray.provenance import write_atomic
 
 __all__ = ["BatchFile", "PieceIndex", "PieceWriter", "read_batches", "temporary_name"]
 
@@ -122,7 +123,8 @@ class PieceWriter:
             return
         frame = pl.concat(held, rechunk=True)
         of_rows = frame[SHARD].to_numpy()
-        frame = frame.drop(SHARD)[np.argsort(of_rows, kind="stable")]  # 16-bit numbers sort in linear time
+        order = np.argsort(of_rows, kind="stable")  # 16-bit numbers sort in linear time
+        frame = frame.drop(SHARD)[pl.Series(order.astype(np.uint32))]  # of the type that Polars' indices have
         self.schema = frame.schema
         self.nullable |= {column.name for column in frame if column.null_count()}
         counts = np.bincount(of_rows)
@@ -164,7 +166,7 @@ class PieceWriter:
 
 @dataclass(frozen=True)
 class PieceIndex:
-    """Where a shard's rows are in the pieces, in the order of the input.
+    """Where shards' rows are in the pieces: shard by shard, of each in the order of the input.
 
     Arguments:
         files: Names of the pieces.
@@ -183,21 +185,24 @@ class PieceIndex:
             own = np.load((folder / name).with_suffix(".npy"))
             place = np.stack([np.full(len(own), number), np.arange(len(own))], axis=1)
             parts.append(np.concatenate([place, own], axis=1))
-        return cls(names, np.concatenate(parts))
+        entries = np.concatenate(parts)
+        return cls(names, entries[np.argsort(entries[:, 2], kind="stable")])
 
     def save(self, path: Path) -> None:
-        """Write it to a file, ``*.npz``."""
+        """Write the entries to a file, ``*.npy``, and the names of the pieces beside it, to ``*.txt``."""
+        write_atomic(path.with_suffix(".txt"), "\n".join(self.files))
         temporary = temporary_name(path)
         with temporary.open("wb") as stream:
-            np.savez(stream, entries=self.entries, files=np.asarray(self.files, dtype=np.str_))
+            np.save(stream, self.entries)
         temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path, shard: int) -> PieceIndex:
-        """One shard's part of an index."""
-        with np.load(path) as content:
-            entries = content["entries"]
-            return cls(content["files"].tolist(), entries[entries[:, 2] == shard])
+        """One shard's part of an index; no more of it is read."""
+        entries = np.load(path, mmap_mode="r")
+        start, stop = np.searchsorted(entries[:, 2], (shard, shard + 1))
+        names = path.with_suffix(".txt").read_text(encoding="utf-8").split("\n")
+        return cls(names, np.array(entries[start:stop]))
 
 
 def read_batches(folder: Path, index: PieceIndex, columns: Sequence[str] | None = None) -> list[pl.DataFrame]:

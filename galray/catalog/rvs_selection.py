@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field, field_validator, model_validator
 
+from galray.catalog.counting import counted, first_of_runs
 from galray.errors import GalrayError
 from galray.settings import Settings
 
@@ -21,6 +22,9 @@ __all__ = ["SELECTION_FILES", "RVSelection", "RVSelectionSettings", "RVTally"]
 
 SELECTION_FILES = ("rv_fraction.json", "rv_fraction.parquet")
 """What a store keeps of it, in its folder ``selection``."""
+
+_HELD_ROWS = 1 << 20
+"""Stars whose cells are held until they are counted."""
 
 _COUNTS = {"cell": pl.Int64(), "stars": pl.Int64(), "with_rv": pl.Int64()}
 
@@ -111,6 +115,7 @@ class RVTally:
     def __init__(self, settings: RVSelectionSettings) -> None:
         self.settings = settings
         self._parts: list[pl.DataFrame] = []
+        self._held: list[np.ndarray] = []
 
     def add(self, stars: pl.DataFrame) -> None:
         """Count stars.
@@ -123,7 +128,10 @@ class RVTally:
             return
         g, bp_rp = (_floats(stars, name) for name in ("phot_g_mean_mag", "bp_rp"))
         cell = self.settings._join(self._pixels(stars), g, bp_rp)
-        self._add(cell, stars["has_rv"].to_numpy())
+        # With and without velocity side by side, to be counted in one go; there are no more than 2e7 cells.
+        self._held.append((2 * cell + stars["has_rv"].to_numpy()).astype(np.int32))
+        if sum(map(len, self._held)) >= _HELD_ROWS:
+            self._count()
 
     def _pixels(self, stars: pl.DataFrame) -> np.ndarray:
         """Sky cells: by shifting source_id where that agrees with the places of a few of the stars."""
@@ -134,27 +142,22 @@ class RVTally:
         some = self.settings.pixels(ra[::every], dec[::every])
         return by_id if np.mean(by_id[::every] == some) > 0.98 else self.settings.pixels(ra, dec)
 
-    def _add(self, cell: np.ndarray, has_rv: np.ndarray) -> None:
-        first = int(cell.min())
-        span = int(cell.max()) - first + 1
-        if span < 4 * len(cell) + 10_000:
-            # A file of one part of the sky: counting is faster than grouping.
-            stars = np.bincount(cell - first, minlength=span)
-            with_rv = np.bincount(cell[has_rv] - first, minlength=span)
-            found = np.flatnonzero(stars)
-            part = {"cell": found + first, "stars": stars[found], "with_rv": with_rv[found]}
-            self._parts.append(pl.DataFrame(part, schema=_COUNTS))
-        else:
-            self._parts.append(
-                pl.DataFrame({"cell": cell, "has_rv": has_rv})
-                .group_by("cell")
-                .agg(stars=pl.len().cast(pl.Int64), with_rv=pl.col("has_rv").sum().cast(pl.Int64))
-            )
+    def _count(self) -> None:
+        """Count the stars that are held."""
+        values, numbers = counted(np.concatenate(self._held))
+        self._held = []
+        cells = values >> 1
+        first = first_of_runs(cells)
+        stars, with_rv = (np.add.reduceat(n, first) for n in (numbers, numbers * (values & 1)))
+        part = {"cell": cells[first], "stars": stars, "with_rv": with_rv}
+        self._parts.append(pl.DataFrame(part).select(pl.col(n).cast(k) for n, k in _COUNTS.items()))
         if len(self._parts) > 32:
             self._parts = [self.counts()]
 
     def counts(self) -> pl.DataFrame:
         """The cells that hold stars, with numbers of ``stars`` and of those ``with_rv``, in order."""
+        if self._held:
+            self._count()
         if len(self._parts) == 1:
             return self._parts[0].sort("cell")
         whole = pl.concat([pl.DataFrame(schema=_COUNTS), *self._parts])

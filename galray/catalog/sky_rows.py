@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from galray.catalog.counting import first_of_runs
 from galray.catalog.pieces import BatchFile
 
-__all__ = ["HEALPIX", "LEVEL", "SkyRows", "first_of_runs", "rows_between"]
+__all__ = ["HEALPIX", "LEVEL", "SkyRows", "rows_between"]
 
 HEALPIX = "_healpix_29"
 """Nested HEALPix pixel of level 29 (ICRS), HATS's spatial index; pieces carry it where tiles are made."""
@@ -81,9 +82,3 @@ def rows_between(paths: Iterable[Path], low: int, high: int) -> pl.DataFrame:
     tables = (pa.Table.from_batches(batches) for batches in alike.values())
     frames = [pl.DataFrame(pl.from_arrow(table, rechunk=False)) for table in tables]
     return pl.concat(frames, how="vertical_relaxed").rechunk()
-
-
-def first_of_runs(ordered: np.ndarray) -> np.ndarray:
-    """Positions in a sorted array at which another value begins."""
-    first = np.arange(min(len(ordered), 1))
-    return np.concatenate([first, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])

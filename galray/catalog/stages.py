@@ -196,7 +196,7 @@ class Stages:
         schema = self._schema(view)
         schema.to_frame().write_parquet(self.work / self.out / f"schema-{view}.parquet")
         index = PieceIndex.of(self.work, self.pieces[view])
-        index.save(self.work / self.out / f"index-{view}.npz")
+        index.save(self.work / self.out / f"index-{view}.npy")
         del index
         self.place.push(f"{self.out}/*")
         count = self.settings.num_shards

@@ -97,8 +97,10 @@ class Histograms:
         """Count rows; a missing value is in no bin."""
         if not frame.height:
             return
-        quantities = frame.select(bins[0].cast(pl.Float64).alias(name) for name, bins in self.bins.items())
-        for name, (_, low, high, number) in self.bins.items():
+        empty = {name for name, kind in frame.schema.items() if kind == pl.Null}
+        known = {n: b for n, b in self.bins.items() if not empty & {*b[0].meta.root_names()}}
+        quantities = frame.select(bins[0].cast(pl.Float64).alias(name) for name, bins in known.items())
+        for name, (_, low, high, number) in known.items():
             values = _numbers(quantities[name])
             with np.errstate(over="ignore"):
                 slots = values - low

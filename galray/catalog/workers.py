@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from galray.catalog.counting import counted
 from galray.catalog.inputs import InputUnit
 from galray.catalog.merge import merge_shard
 from galray.catalog.mirror import Place
@@ -167,8 +168,8 @@ class Worker:
         }
         for view, parts in pixels.items():
             if parts:
-                counts = np.unique(np.concatenate(parts), return_counts=True)
-                np.save(self.folder / f"{name}.{view}.pixels.npy", np.stack(counts))
+                counts = np.stack(counted(np.concatenate(parts)))
+                np.save(self.folder / f"{name}.{view}.pixels.npy", counts)
         return {
             "file": {**unit.state(), "sha256": checksum, "rows": row - source.first_row},
             "kind": selection.kind,
@@ -214,9 +215,9 @@ class Worker:
             entry = json.loads(self.place.read(f"{name}.json") or b"")
             if self.place.sizes(f"{name}.parquet") == {f"{name}.parquet": entry["bytes"]}:
                 return {"entry": entry, "reused": True}
-        self.place.fetch(f"{out}/{schema_file}", f"{out}/index-{view}.npz")
+        self.place.fetch(f"{out}/{schema_file}", f"{out}/index-{view}.npy", f"{out}/index-{view}.txt")
         schema = pl.Schema(pl.read_parquet_schema(self.folder / out / schema_file))
-        index = PieceIndex.load(self.folder / out / f"index-{view}.npz", shard)
+        index = PieceIndex.load(self.folder / out / f"index-{view}.npy", shard)
         self.place.fetch(*(index.files[number] for number in np.unique(index.entries[:, 0])))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"shard-{shard:05d}.parquet"

@@ -193,7 +193,7 @@ class PieceIndex:
         write_atomic(path.with_suffix(".txt"), "\n".join(self.files))
         temporary = temporary_name(path)
         with temporary.open("wb") as stream:
-            np.save(stream, self.entries)
+            np.save(stream, np.asfortranarray(self.entries))  # a search of the shards reads no other column
         temporary.replace(path)
 
     @classmethod
@@ -202,7 +202,7 @@ class PieceIndex:
         entries = np.load(path, mmap_mode="r")
         start, stop = np.searchsorted(entries[:, 2], (shard, shard + 1))
         names = path.with_suffix(".txt").read_text(encoding="utf-8").split("\n")
-        return cls(names, np.array(entries[start:stop]))
+        return cls(names, np.array(entries[start:stop], order="C"))
 
 
 def read_batches(folder: Path, index: PieceIndex, columns: Sequence[str] | None = None) -> list[pl.DataFrame]:

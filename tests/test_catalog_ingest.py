@@ -28,7 +28,7 @@ from galray.catalog import (
 )
 from galray.catalog import merge as merge_module
 from galray.catalog import workers as workers_module
-from galray.catalog.columns import OBSERVABLES
+from galray.catalog.columns import CORRELATIONS, OBSERVABLES
 from galray.catalog.crew import Crew
 from galray.cluster import ClusterSettings, connect
 from galray.errors import GalrayError
@@ -272,6 +272,31 @@ def test_rows_add_up_for_arbitrary_files(tmp_path_factory, rows, files, require_
         assert adds_up(store.no_rv)
         assert store.no_rv.num_rows == store.row_account["kept_no_rv"]
     store.verify()
+
+
+def test_columns_that_no_file_has_are_no_columns_of_the_store(gaia_files, tmp_path):
+    whole = stars(1000, rv_fraction=1)
+    bare = whole.drop("phot_g_mean_mag", "bp_rp", *CORRELATIONS, "ra_error")
+    for name, parts in {"bare": [bare, bare], "mixed": [bare, whole]}.items():
+        (tmp_path / name).mkdir()
+        for number, part in enumerate(parts):
+            half = part[number * 500 : number * 500 + 500]
+            half.write_parquet(tmp_path / name / f"{number}.parquet")
+    options = {"cuts": {}, "ball": None}
+    store = ingest(configured(tmp_path / "bare", **options), tmp_path / "a")
+    lacking = {"phot_g_mean_mag", "bp_rp", "ra_error", *CORRELATIONS}
+    assert not lacking & {*store.columns}
+    tiles = [store.path / "sky" / entry["file"] for entry in store.manifest["tiles"]["files"]]
+    assert all(not lacking & {*pl.read_parquet_schema(path)} for path in [*store.shards, *tiles])
+    verify(store.path)
+    # What is measured is there all the same, empty; to draw from, there are no correlations.
+    assert store.measured()["ra_error"].null_count() == len(store.measured()) == store.num_rows
+    assert len(store.draw(1).states) == store.num_rows
+    mixed = ingest(configured(tmp_path / "mixed", **options), tmp_path / "b")
+    assert lacking <= {*mixed.columns}
+    assert mixed.table(["bp_rp"])["bp_rp"].null_count() == 500
+    same = [name for name in store.columns if name != "source_id"]
+    assert mixed.table(same).equals(store.table(same))
 
 
 def test_duplicates_across_files_keep_the_first(tmp_path):

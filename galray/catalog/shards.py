@@ -251,6 +251,17 @@ class ShardStore:
                 ) from None
         return pl.concat(parts) if parts else self.table(names, [0]).clear()
 
+    def measured(self, extra: Sequence[str] = (), shards: Iterable[int] | None = None) -> pl.DataFrame:
+        """The observables with their errors and correlations, null where the files had none, and more columns.
+
+        Raises:
+            GalrayError: As `table`.
+        """
+        wanted = [*OBSERVABLES, *ERRORS, *CORRELATIONS]
+        table = self.table([*(name for name in wanted if name in self.columns), *extra], shards)
+        lacking = [name for name in wanted if name not in table.columns]
+        return table.with_columns(pl.lit(None, pl.Float32).alias(name) for name in lacking)
+
     def states(self, shards: Iterable[int] | None = None, dtype: Any = np.float32) -> np.ndarray:
         """The stars' 6D states, (n, 6) in kpc and km/s.
 
@@ -353,7 +364,7 @@ class ShardStore:
         (number,) = self._numbers([shard])
         distance = self.manifest.get("distance", "inverse_parallax")
         extra = [name for name in _DRAW_COLUMNS if name in self.columns]
-        table = self.table([*OBSERVABLES, *ERRORS, *CORRELATIONS, *extra], [number])
+        table = self.measured(extra, [number])
         # Position errors may be absent: at microarcseconds they are nothing beside the rest. A joined
         # distance does without the parallax's.
         missing = (

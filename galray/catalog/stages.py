@@ -289,8 +289,8 @@ class Stages:
                 f"a kept column has different types in different files: {str(error).splitlines()[0]}",
                 "drop it from catalog.keep_columns, or make the files agree",
             ) from None
-        # What no file has are errors, correlations and magnitudes.
-        return pl.Schema({name: pl.Float32 if kind == pl.Null else kind for name, kind in schema.items()})
+        # Errors, correlations and magnitudes that no file has are no columns of the store.
+        return pl.Schema({name: kind for name, kind in schema.items() if kind != pl.Null})
 
 
 def _grouped(tiles: list[Tile], limit: int) -> list[list[Tile]]:

@@ -44,7 +44,7 @@ def state_covariances(store: ShardStore, shards: Iterable[int] | None = None) ->
             "set catalog.distance = 'inverse_parallax' to deconvolve errors, or noise to 'ignore'",
         )
     zero_points = ["parallax_zero_point"] if "parallax_zero_point" in store.columns else []
-    table = store.table([*OBSERVABLES, *ERRORS, *CORRELATIONS, *zero_points], shards)
+    table = store.measured(zero_points, shards)
     # Errors of the place on the sky may be absent: at microarcseconds they are nothing beside the rest.
     missing = table.select(ERRORS[2:]).null_count().row(0, named=True) if len(table) else {}
     if any(missing.values()):

@@ -142,6 +142,7 @@ def write_tiles(
     ordered = frame[HEALPIX].to_numpy()[order.to_numpy()]
     if np.any(ordered[1:] == ordered[:-1]):  # rare, and four times slower
         order = frame.select(pl.arg_sort_by(HEALPIX, "source_id")).to_series()
+    frame = frame[order]
     entries: list[dict[str, Any]] = []
     waiting = list(reversed(tiles))
     while waiting:
@@ -151,7 +152,7 @@ def write_tiles(
             continue
         path = folder / "sky" / "dataset" / tile.path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, frame, order[start:stop], schema, required, settings)
+        _write(path, frame[start:stop], schema, required, settings)
         size = path.stat().st_size
         if size > settings.tiles.max_mb * 1e6:
             path.unlink()
@@ -178,8 +179,7 @@ def write_tiles(
 
 def _write(
     path: Path,
-    frame: pl.DataFrame,
-    rows: pl.Series,
+    stars: pl.DataFrame,
     schema: pl.Schema,
     required: Sequence[str],
     settings: CatalogSettings,
@@ -192,8 +192,7 @@ def _write(
     columns = pl.Schema(first | {name: kind for name, kind in schema.items() if name not in first})
     out = ParquetSlices(path, columns, [*first, *required], settings.compression, HEALPIX)
     try:
-        for start in range(0, len(rows), GROUP_ROWS):
-            part = frame[rows[start : start + GROUP_ROWS]]
+        for part in stars.iter_slices(GROUP_ROWS):
             if not placed:
                 ra, dec = sky_positions(part, settings.frame.build())
                 part = part.with_columns(pl.Series("ra", ra), pl.Series("dec", dec))

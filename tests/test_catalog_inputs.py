@@ -2,7 +2,10 @@
 
 import os
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from galray.catalog import CatalogSettings, InputUnit, ingest, input_units, open_source, plan
@@ -89,6 +92,22 @@ def test_a_huge_parquet_file_is_read_in_parts(tmp_path):
     )
     assert set(other.table(["source_id"])["source_id"]) == set(ids)
     assert ingest(settings, tmp_path / "parts").manifest["created"] == store.manifest["created"]
+
+
+def test_large_files_of_one_footer_are_told_apart(tmp_path):
+    numbers = np.random.default_rng(1)
+    for name in ("a", "b"):  # as a simulation's snapshots may be: as many rows, plain, without statistics
+        table = pa.table({n: numbers.normal(size=5000) for n in ("x", "y", "z", "vx", "vy", "vz")})
+        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=500, **options)
+    first, second = (pq.read_metadata(tmp_path / f"{name}.parquet") for name in ("a", "b"))
+    assert first.to_dict() == second.to_dict()
+    settings = CatalogSettings(files=(str(tmp_path),), num_shards=2, unit_megabytes=0.05)
+    units = input_units(settings)
+    assert len({unit.checksum() for unit in units}) == 2
+    store = ingest(settings, tmp_path / "store")  # their ids follow from the checksums
+    assert store.row_account.get("cut:duplicate_source_id", 0) == 0
+    assert store.num_rows == 10_000
 
 
 def test_a_file_in_one_row_group_is_one_unit(tmp_path):

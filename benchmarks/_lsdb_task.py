@@ -75,11 +75,11 @@ def main() -> None:
         import_cpu = usage(client) - begin
         found = lsdb.read_hats(folder / "stars").map_partitions(states).compute()
         wall, cpu = time.perf_counter() - start, usage(client) - begin
-        again = usage(client)
+        begin = usage(client)
         lsdb.read_hats(folder / "stars").map_partitions(states).write_catalog(folder / "states")
-        written = import_cpu + usage(client) - again
-    result = {"wall": wall, "import_wall": imported, "cpu": cpu, "rows": rows, "stars": len(found)}
-    result["cpu_written"] = written
+        written = import_cpu + usage(client) - begin
+    result = {"wall": wall, "import_wall": imported, "cpu": cpu, "cpu_written": written}
+    result |= {"rows": rows, "stars": len(found)}
     print("RESULT " + json.dumps(result))
 
 

@@ -80,11 +80,8 @@ class ParquetSlices:
         )
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Take rows; columns of no type are those that hold nothing."""
+        """Take rows."""
         columns = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).columns
-        for place, column in enumerate(columns):
-            if column.type == pa.null():
-                columns[place] = _nulls(self._schema.field(place).type, frame.height)
         table = pa.Table.from_arrays(columns, schema=self._schema)
         while table.num_rows:
             room = GROUP_ROWS - self._rest_rows
@@ -120,23 +117,9 @@ def _arrow_schema(columns: tuple[tuple[str, pl.DataType], ...], required: tuple[
     return pa.schema(field.with_nullable(field.name not in required) for field in plain)
 
 
-def _nulls(kind: pa.DataType, rows: int) -> pa.Array:
-    """So many missing values."""
-    return _group_of_nulls(kind)[:rows] if rows <= GROUP_ROWS else pa.nulls(rows, kind)
-
-
-@functools.lru_cache(maxsize=8)
-def _group_of_nulls(kind: pa.DataType) -> pa.Array:
-    return pa.nulls(GROUP_ROWS, kind)
-
-
 def typed(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
-    """The columns of a schema in its types, but for those of no type, which hold nothing."""
-    given = frame.schema
-    return frame.select(
-        pl.col(name) if given[name] in (kind, pl.Null) else pl.col(name).cast(kind)
-        for name, kind in schema.items()
-    )
+    """The columns of a schema in its types."""
+    return frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
 def merge_shard(

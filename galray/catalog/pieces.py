@@ -51,8 +51,8 @@ class BatchFile:
         """Write rows as batches of these numbers of rows, each with its row of the index."""
         table: pa.Table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
         if self._writer is None:
-            # Every column of a small batch would be a system call of its own; large ones are not copied.
-            self._sink = pa.BufferedOutputStream(pa.OSFile(str(self._temporary), "wb"), 1 << 18)
+            # Every column of a small batch would be a system call of its own.
+            self._sink = pa.BufferedOutputStream(pa.OSFile(str(self._temporary), "wb"), 1 << 20)
             self._writer = pa.ipc.new_file(self._sink, table.schema)
         start = 0
         for count in counts:

@@ -221,8 +221,7 @@ class Selection:
         bad = functools.reduce(operator.or_, flags)
         given = [name for name in ("phot_g_mean_mag", "bp_rp") if name in stars.columns]
         has_rv = pl.col("radial_velocity").is_not_null().alias("has_rv")
-        sound = stars.filter(~bad) if bad.any() else stars
-        self.tally.add(sound.select("source_id", "ra", "dec", *given, has_rv))
+        self.tally.add(stars.filter(~bad).select("source_id", "ra", "dec", *given, has_rv))
 
     def _observable_rules(self, batch: pl.DataFrame) -> tuple[list[Rule], list[int]]:
         """What makes a row useless, or the star unfit for 6D, in order.

@@ -252,7 +252,11 @@ class ShardStore:
         return pl.concat(parts) if parts else self.table(names, [0]).clear()
 
     def measured(self, extra: Sequence[str] = (), shards: Iterable[int] | None = None) -> pl.DataFrame:
-        """The observables with their errors and correlations, null where the files have none, and more.
+        """The observables with their errors and correlations, null where the files had none.
+
+        Arguments:
+            extra: Further columns.
+            shards: Numbers of the shards; all where not given.
 
         Raises:
             GalrayError: As `table`.

@@ -98,10 +98,8 @@ class Histograms:
         """Count rows; a missing value is in no bin."""
         if not frame.height:
             return
-        empty = {name for name, kind in frame.schema.items() if kind == pl.Null}
-        known = {n: b for n, b in self.bins.items() if not empty & {*b[0].meta.root_names()}}
-        quantities = frame.select(bins[0].cast(pl.Float64).alias(name) for name, bins in known.items())
-        for name, (_, low, high, number) in known.items():
+        quantities = frame.select(bins[0].cast(pl.Float64).alias(name) for name, bins in self.bins.items())
+        for name, (_, low, high, number) in self.bins.items():
             values = _numbers(quantities[name])
             for start in range(0, len(values), _BLOCK):
                 with np.errstate(over="ignore"):

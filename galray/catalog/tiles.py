@@ -55,11 +55,7 @@ class Tile(NamedTuple):
 def sky_positions(stars: pl.DataFrame, frame: GalacticFrame) -> tuple[np.ndarray, np.ndarray]:
     """Right ascension and declination in deg, (n,) each: as given, or of states as seen from the Sun."""
     if {"ra", "dec"} <= {*stars.columns}:
-        ra, dec = stars["ra"].to_numpy(), stars["dec"].to_numpy()
-        turned = len(ra) and not (
-            ra.min() >= 0 and ra.max() < 360
-        )  # a remainder takes a sixth of the pixel's time
-        return ra % 360.0 if turned else ra, dec
+        return stars["ra"].to_numpy() % 360.0, stars["dec"].to_numpy()
     offset = stars.select(pl.col("x", "y", "z").cast(pl.Float64)).to_numpy() - frame.sun_position
     x, y, z = (offset @ np.asarray(frame.icrs_to_galactocentric())).T
     return np.degrees(np.arctan2(y, x)) % 360.0, np.degrees(np.arctan2(z, np.hypot(x, y)))

@@ -84,7 +84,7 @@ def finish(process: subprocess.Popen[str]) -> dict:
 
 def checksums(store: ShardStore) -> list[tuple[str, str]]:
     entries = [*store.manifest["shards"], *store.manifest["tiles"]["files"]]
-    return [(entry["file"], entry["sha256"]) for entry in entries]
+    return [(entry["file"], entry["xxh128"]) for entry in entries]
 
 
 @pytest.fixture(scope="module")

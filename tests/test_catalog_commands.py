@@ -253,6 +253,28 @@ def test_verify_names_what_is_spoiled(command, store, spoil, words):
     assert command("inspect", store.path)[0] == 1
 
 
+def test_stores_of_before_are_verified_by_sha256(command, store):
+    """Stores of formats 1 and 2 have no XXH3 of their files."""
+    from galray.catalog.shards import store_hash
+    from galray.provenance import file_hash
+
+    for view in (store, store.no_rv):
+        manifest = json.loads((view.path / "manifest.json").read_text())
+        for folder, entries in (("", manifest["shards"]), ("sky", manifest["tiles"]["files"])):
+            for entry in entries:
+                del entry["xxh128"]
+                entry["sha256"] = file_hash(view.path / folder / entry["file"])
+        manifest["selection"] = {
+            name: file_hash(store.path / "selection" / name) for name in manifest.get("selection") or {}
+        }
+        manifest |= {"format": 2, "hash": store_hash(manifest["shards"], manifest["frame"])}
+        (view.path / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(store.path).problems == ()
+    assert ShardStore(store.path).verify()["rows"] == store.num_rows
+    flip(store.shards[2])
+    assert "shard-00002.parquet: the checksum differs" in command("verify", store.path)[1]
+
+
 def test_verify_compares_columns(store):
     columns = dict(store.manifest["columns"])
     columns.pop("bp_rp")

@@ -35,8 +35,8 @@ def configured(folder, **options):
 
 def checksums(store):
     """Of everything that a store holds: shards, tiles, those without radial velocity, side files."""
-    found = [(entry["file"], entry["sha256"]) for entry in store.manifest["shards"]]
-    found += [(entry["file"], entry["sha256"]) for entry in store.manifest["tiles"]["files"]]
+    found = [(entry["file"], entry["xxh128"]) for entry in store.manifest["shards"]]
+    found += [(entry["file"], entry["xxh128"]) for entry in store.manifest["tiles"]["files"]]
     return found + (checksums(store.no_rv) if store.no_rv else [])
 
 

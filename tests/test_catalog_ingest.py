@@ -93,7 +93,7 @@ def test_manifest_and_store(gaia_files, tmp_path):
     expected = store.num_rows / 5
     assert all(abs(n - expected) < 5 * math.sqrt(expected) for n in store.shard_rows)
     assert len(manifest["inputs"]) == 4
-    assert all(len(entry["sha256"]) == 64 for entry in manifest["inputs"])
+    assert all(len(entry["xxh128"]) == 32 for entry in manifest["inputs"])
     assert manifest["frame"]["sun_galcen_distance_kpc"] == 8.122
     assert manifest["cuts"]["good"] == "ruwe < 1.3"
     assert store.frame == GalacticFrame()
@@ -187,7 +187,7 @@ def test_ray_workers_make_the_same_store(gaia_files, tmp_path, ray_session):
     there = ingest(configured(gaia_files), tmp_path / "there", seed=5, num_workers=2)
     assert there.hash == here.hash
     assert there.row_account == here.row_account
-    assert [e["sha256"] for e in there.manifest["shards"]] == [e["sha256"] for e in here.manifest["shards"]]
+    assert [e["xxh128"] for e in there.manifest["shards"]] == [e["xxh128"] for e in here.manifest["shards"]]
     assert there.manifest["tiles"] == here.manifest["tiles"]
     bad = tmp_path / "bad.csv.gz"
     bad.write_bytes(min(gaia_files.iterdir()).read_bytes()[:5000])

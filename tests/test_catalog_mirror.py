@@ -22,7 +22,7 @@ from tests.catalog_stars import stars
 
 def checksums(store: ShardStore) -> list[str]:
     tiles = (store.manifest.get("tiles") or {"files": []})["files"]
-    return [entry["sha256"] for entry in (*store.manifest["shards"], *tiles)]
+    return [entry["xxh128"] for entry in (*store.manifest["shards"], *tiles)]
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Genuine file forms, and broken ones."""
 
+import csv
 import gzip
+import io
 import shutil
 
 import polars as pl
@@ -15,6 +17,26 @@ from tests.catalog_stars import stars
 
 def read(path, names, **options):
     return pl.concat(open_source(path, **options).batches(names))
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000, 1 << 16, 1 << 20])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_text_is_cut_at_line_ends(tmp_path, monkeypatch, size, end, last):
+    """Wherever the text is cut into chunks, its rows are those of Python's own reader."""
+    monkeypatch.setattr("galray.catalog.text.CHUNK_BYTES", size)
+    rows = [["id", "word", "number"]]
+    rows += [[str(i), "a\nb,#" * (i % 5) + "long" * 20_000 * (i == 17), str(i / 7)] for i in range(40)]
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator=end).writerows(rows)
+    content = text.getvalue() if last else text.getvalue().removesuffix(end)
+    for path in (tmp_path / "t.csv", tmp_path / "t.csv.gz"):
+        with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as stream:
+            stream.write(content.encode())
+        found = read(path, ["id", "word", "number"])
+        assert found["id"].cast(pl.String).to_list() == [row[0] for row in rows[1:]]
+        assert found["word"].fill_null("").to_list() == [row[1] for row in rows[1:]]
+        assert found["number"].to_list() == [float(row[2]) for row in rows[1:]]
 
 
 def test_column_tables():

@@ -14,7 +14,14 @@ import torch
 
 import galray
 from galray import provenance
-from galray.provenance import content_hash, file_hash, library_versions, write_atomic
+from galray.provenance import (
+    content_hash,
+    file_checksum,
+    file_hash,
+    is_intact,
+    library_versions,
+    write_atomic,
+)
 
 
 def test_content_hash_is_the_same_everywhere() -> None:
@@ -34,6 +41,22 @@ def test_content_hash_sees_every_change(other: object) -> None:
 def test_file_hash(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"galaxy" * 100_000)
     assert file_hash(tmp_path / "x") == hashlib.sha256(b"galaxy" * 100_000).hexdigest()
+
+
+def test_file_checksum_is_what_xxh128sum_prints(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"")
+    assert (
+        file_checksum(tmp_path / "x") == "99aa06d3014798d86001c324468d497f"
+    )  # of the reference implementation
+
+
+def test_is_intact_by_either_sum(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"galaxy")
+    sums = file_checksum(path), file_hash(path)
+    assert all(is_intact(path, found) for found in sums)
+    path.write_bytes(b"galaxz")
+    assert not any(is_intact(path, found) for found in sums)
 
 
 def test_record_names_everything() -> None:

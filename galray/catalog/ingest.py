@@ -143,7 +143,7 @@ def ingest(
                 "auxiliary": auxiliary,
                 "seed": seed,
                 "inputs": stages.inputs,
-                "input_hash": content_hash([entry["sha256"] for entry in stages.inputs]),
+                "input_hash": content_hash([entry["xxh128"] for entry in stages.inputs]),
                 "quarantined": stages.quarantined,
                 "seconds": round(time.monotonic() - started, 3),
                 "peak_worker_mb": round(stages.peak_mb, 1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -11,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xxhash import xxh3_128
+
 from galray.catalog.hats import open_hats
 from galray.catalog.storage import Storage, is_url
 from galray.errors import GalrayError
-from galray.provenance import file_hash
+from galray.provenance import file_checksum
 
 if TYPE_CHECKING:
     from galray.catalog.settings import CatalogSettings
@@ -81,7 +82,7 @@ class InputUnit:
         return cls(state["path"], state["size"], state["version"], groups and (groups[0], groups[1]))
 
     def checksum(self) -> str:
-        """A SHA-256 in hex that is the same for the same content.
+        """An XXH3 of 128 bits in hex that is the same for the same content.
 
         It is that of a whole local file's bytes. Of a file that is read in parts it is that of its footer
         and of samples of its bytes, which all parts share, so that none of them has to read the whole; of an
@@ -91,15 +92,15 @@ class InputUnit:
             GalrayError: The file cannot be read.
         """
         if not self.is_local:
-            return hashlib.sha256(f"{self.path} {self.version}".encode()).hexdigest()
+            return xxh3_128(f"{self.path} {self.version}".encode()).hexdigest()
         try:
             if self.row_groups is None:
-                return file_hash(Path(self.path))
+                return file_checksum(Path(self.path))
             with Path(self.path).open("rb") as stream:
                 size = stream.seek(-8, os.SEEK_END)
                 length = int.from_bytes(stream.read(4), "little")
                 stream.seek(max(0, size - length))
-                digest = hashlib.sha256(stream.read())
+                digest = xxh3_128(stream.read())
                 # Files without statistics may have the same footer, and ids may follow from the checksum.
                 for number in range(_SAMPLES):
                     stream.seek(size * number // _SAMPLES)

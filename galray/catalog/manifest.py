@@ -19,7 +19,7 @@ from galray.provenance import library_versions, now, write_atomic
 
 __all__ = ["STORE_FORMAT", "describe_settings", "finished_store", "publish"]
 
-STORE_FORMAT = 2
+STORE_FORMAT = 3
 
 SIDE_FILES = ("shard_ranges.parquet", "shard_histograms.parquet")
 """Range of every column, and counts of every histogram, shard by shard."""
@@ -124,7 +124,7 @@ def finished_store(place: Place, key: str, units: list[InputUnit], allow_bad: in
         entry = known[unit.name]
         # A file written again with the same content, as by copying, is the same file.
         if InputUnit.from_state(entry) != unit and (
-            entry["size"] != unit.size or entry.get("sha256") != unit.checksum()
+            entry["size"] != unit.size or entry.get("xxh128") != unit.checksum()
         ):
             return None
     sizes = place.sizes()

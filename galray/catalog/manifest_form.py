@@ -25,7 +25,14 @@ class _File(_Form):
     file: FileName
     rows: Count
     bytes: Count
-    sha256: str
+    xxh128: str | None = None
+    sha256: str | None = None  # in place of it before format 3
+
+    @model_validator(mode="after")
+    def _sum(self) -> _File:
+        if self.xxh128 is None and self.sha256 is None:
+            raise ValueError("xxh128: absent")
+        return self
 
 
 class _Frame(_Form):

@@ -19,7 +19,7 @@ from galray.catalog.settings import CatalogSettings
 from galray.catalog.tracers import grvs_from_colour, tracer_window
 from galray.catalog.zero_point import ZERO_POINT_COLUMNS, zero_point_expression, zero_point_in_range
 from galray.errors import GalrayError
-from galray.provenance import file_hash
+from galray.provenance import file_checksum
 
 __all__ = ["DISTANCE_COLUMNS", "Measures", "auxiliary_files"]
 
@@ -34,7 +34,7 @@ _CHUNK = 16_384
 
 
 def auxiliary_files(settings: CatalogSettings) -> dict[str, dict[str, str]]:
-    """The SHA-256 of every file beside the catalogue that its stars depend on, by configuration key.
+    """The checksum of every file beside the catalogue that its stars depend on, by configuration key.
 
     Joined files are checked for stars that stand in them twice, so that the workers find none.
 
@@ -51,7 +51,7 @@ def auxiliary_files(settings: CatalogSettings) -> dict[str, dict[str, str]]:
     if settings.distance == "edsd" and settings.edsd.table:
         length_scales(settings.edsd, np.zeros(1), np.zeros(1))
         found["catalog.edsd.table"] = [Path(settings.edsd.table)]
-    return {where: {path.name: file_hash(path) for path in paths} for where, paths in found.items()}
+    return {where: {path.name: file_checksum(path) for path in paths} for where, paths in found.items()}
 
 
 def _tables(settings: CatalogSettings) -> Iterator[tuple[str, JoinTable]]:

@@ -20,7 +20,7 @@ from galray.catalog.pieces import PieceIndex, read_batches, temporary_name
 from galray.catalog.settings import CatalogSettings
 from galray.catalog.sky_rows import HEALPIX, SkyRows
 from galray.catalog.statistics import ColumnSums, Histograms
-from galray.provenance import file_hash
+from galray.provenance import file_checksum
 
 __all__ = ["GROUP_ROWS", "ParquetSlices", "merge_shard", "typed"]
 
@@ -178,7 +178,7 @@ def merge_shard(
         "file": path.name,
         "rows": out.rows,
         "bytes": path.stat().st_size,
-        "sha256": file_hash(path),
+        "xxh128": file_checksum(path),
         "duplicates": duplicates,
         "sums": sums.values,
         "histograms": {name: count.tolist() for name, count in counts.items()},

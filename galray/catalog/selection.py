@@ -59,7 +59,7 @@ class Selection:
     Arguments:
         settings: The configuration.
         source: The file.
-        checksum: The file's SHA-256 in hex, from which stars without ``source_id`` get one.
+        checksum: The file's checksum in hex, from which stars without ``source_id`` get one.
         seed: Salt of the hash that deals stars into shards.
 
     Raises:

@@ -23,10 +23,10 @@ from galray.catalog.rvs_selection import RVSelection
 from galray.catalog.storage import StorageSettings
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
-from galray.provenance import content_hash, file_hash, write_atomic
+from galray.provenance import content_hash, is_intact, write_atomic
 from galray.seeds import seed_sequence
 
-__all__ = ["MANIFEST", "SIDE_VIEWS", "BallRegion", "Draw", "ShardStore", "store_hash"]
+__all__ = ["MANIFEST", "SIDE_VIEWS", "BallRegion", "Draw", "ShardStore", "store_hash", "written_checksum"]
 
 MANIFEST = "manifest.json"
 """Written last: a folder without it is not a finished store."""
@@ -425,7 +425,7 @@ class ShardStore:
             path = Path(self.file(entry["file"]))
             if not path.is_file():
                 raise GalrayError(f"{path}: the shard is gone", "ingest the catalogue again")
-            if file_hash(path) != entry["sha256"]:
+            if not is_intact(path, written_checksum(entry)):
                 raise GalrayError(
                     f"{path}: the shard's checksum differs from the manifest's", "ingest the catalogue again"
                 )
@@ -434,7 +434,7 @@ class ShardStore:
                 raise GalrayError(f"{path}: {rows} rows, the manifest says {entry['rows']}", "ingest again")
         for name, checksum in (self.manifest.get("selection") or {}).items():
             path = self.path / "selection" / name
-            if self.manifest["kind"] == "6d" and not (path.is_file() and file_hash(path) == checksum):
+            if self.manifest["kind"] == "6d" and not (path.is_file() and is_intact(path, checksum)):
                 raise GalrayError(
                     f"{path}: gone, or its checksum differs from the manifest's", "ingest the catalogue again"
                 )
@@ -492,6 +492,10 @@ def _drawn_distances(
 
 def store_hash(entries: Sequence[Mapping[str, Any]], frame: Mapping[str, Any]) -> str:
     """Hash of the shards' checksums and of the frame."""
-    return content_hash(
-        {"shards": [[entry["rows"], entry["sha256"]] for entry in entries], "frame": dict(frame)}
-    )
+    shards = [[entry["rows"], written_checksum(entry)] for entry in entries]
+    return content_hash({"shards": shards, "frame": dict(frame)})
+
+
+def written_checksum(entry: Mapping[str, Any]) -> str:
+    """The checksum of a file in its manifest's entry; stores before format 3 have SHA-256."""
+    return str(entry.get("xxh128") or entry["sha256"])

@@ -24,7 +24,7 @@ from galray.catalog.statistics import Histograms, column_statistics, per_shard
 from galray.catalog.tiles import Tile, partition, tile_limit
 from galray.catalog.workers import VIEWS, piece_name
 from galray.errors import GalrayError
-from galray.provenance import content_hash, file_hash
+from galray.provenance import content_hash, file_checksum
 
 __all__ = ["Progress", "Stages"]
 
@@ -175,7 +175,7 @@ class Stages:
         folder = self.work / self.out / "selection"
         about = {"cuts": {cut.name: cut.sql for cut in parse_cuts(self.settings.cuts) if cut.on_quality}}
         RVTally.merge(self.settings.rv_selection, tallies).save(folder, about)
-        return {name: file_hash(folder / name) for name in SELECTION_FILES}
+        return {name: file_checksum(folder / name) for name in SELECTION_FILES}
 
     def _check_density(self, view: str) -> None:
         """Fail before the merge where no tile could hold a pixel's stars."""
@@ -221,7 +221,7 @@ class Stages:
         total = {
             name: np.sum([entry["histograms"][name] for entry in ordered], axis=0) for name in histograms.bins
         }
-        own = ("file", "rows", "bytes", "sha256")
+        own = ("file", "rows", "bytes", "xxh128")
         shards = [{name: entry[name] for name in own} for entry in ordered]
         manifest = {
             "kind": view,

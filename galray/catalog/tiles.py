@@ -15,7 +15,7 @@ from galray.catalog.settings import CatalogSettings, TileSettings
 from galray.catalog.sky_rows import HEALPIX, LEVEL, rows_between
 from galray.errors import GalrayError
 from galray.frame import GalacticFrame
-from galray.provenance import file_hash
+from galray.provenance import file_checksum
 
 __all__ = [
     "Tile",
@@ -171,7 +171,7 @@ def write_tiles(
                 "file": f"dataset/{tile.path()}",
                 "rows": stop - start,
                 "bytes": size,
-                "sha256": file_hash(path),
+                "xxh128": file_checksum(path),
             }
         )
     return entries

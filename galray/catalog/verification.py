@@ -14,9 +14,9 @@ import polars as pl
 import pyarrow as pa
 
 from galray.catalog.selection import splitmix64
-from galray.catalog.shards import MANIFEST, SIDE_VIEWS, ShardStore, store_hash
+from galray.catalog.shards import MANIFEST, SIDE_VIEWS, ShardStore, store_hash, written_checksum
 from galray.errors import GalrayError
-from galray.provenance import file_hash
+from galray.provenance import is_intact
 
 __all__ = ["Verification", "verify"]
 
@@ -55,7 +55,7 @@ def verify(store: ShardStore | Path | str, *, checksums: bool = True) -> Verific
 
     Arguments:
         store: The store.
-        checksums: Read every file to compare its SHA-256, its rows and its stars; else look at sizes and
+        checksums: Read every file to compare its checksum, its rows and its stars; else look at sizes and
             footers only.
 
     Raises:
@@ -130,7 +130,7 @@ def _files(
                 return [f"{path}: the file is gone"]
             if (size := path.stat().st_size) != entry["bytes"]:
                 return [f"{path}: {size:,} bytes, the manifest says {entry['bytes']:,}"]
-            if checksums and "sha256" in entry and file_hash(path) != entry["sha256"]:
+            if checksums and not is_intact(path, written_checksum(entry)):
                 return [f"{path}: the checksum differs from the manifest's"]
             rows = (
                 pl.scan_parquet(path, glob=False, hive_partitioning=False).select(pl.len()).collect().item()

@@ -171,7 +171,7 @@ class Worker:
                 counts = np.stack(counted(np.concatenate(parts)))
                 np.save(self.folder / f"{name}.{view}.pixels.npy", counts)
         return {
-            "file": {**unit.state(), "sha256": checksum, "rows": row - source.first_row},
+            "file": {**unit.state(), "xxh128": checksum, "rows": row - source.first_row},
             "kind": selection.kind,
             "account": dict(selection.account),
             "notes": dict(selection.notes),

@@ -7,6 +7,7 @@ counts. ``rss`` is the peak resident memory of the process in GiB.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import sys
@@ -37,11 +38,13 @@ def peak_memory() -> float:
 def timed(work: Callable[[], Any], repeats: int, prepare: Callable[[], Any] = lambda: None) -> dict[str, Any]:
     """The least CPU and wall time of some repeats of `work`, and its last result under ``rows``.
 
-    Before each `prepare` is called, which is not timed.
+    Before each `prepare` is called, which is not timed, and what was written before goes to the disk, so that
+    the kernel's work on it does not fall on who comes after.
     """
     cpu, wall, rows = [], [], 0
     for _ in range(repeats):
         prepare()
+        os.sync()
         begin, start = usage(), time.perf_counter()
         rows = work()
         cpu.append(usage() - begin)

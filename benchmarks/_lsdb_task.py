@@ -8,6 +8,7 @@ that ``--lsdb-python`` names.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -59,6 +60,7 @@ def main() -> None:
     with Client(
         n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(folder)
     ) as client:
+        os.sync()  # what was written before is not this one's work
         begin, start = usage(client), time.perf_counter()
         arguments = ImportArguments(
             output_artifact_name="stars",

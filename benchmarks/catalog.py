@@ -170,7 +170,7 @@ def lsdb(context: Context) -> None:
     owns, peers = [], []
     with context.bench.cpu():
         for _ in range(1 if context.quick else 3):  # by turns: what else the machine does falls on both
-            owns.append(context.run("galray_ingest", files=[str(path)], repeats=2))
+            owns.append(context.run("galray_ingest", files=[str(path)], repeats=4))
             with tempfile.TemporaryDirectory(dir=context.folder) as scratch:
                 peers.append(_result([python, str(script), str(path), scratch]))
     own, peer = _least(*owns), _least(*peers)

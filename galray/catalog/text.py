@@ -13,8 +13,8 @@ import polars as pl
 
 __all__ = ["BadCell", "LongRow", "TextTable"]
 
-CHUNK_BYTES = 20 << 20
-"""Text that is parsed at a time; the C library keeps and reuses memory of up to 32 MB."""
+CHUNK_BYTES = 12 << 20
+"""Text that is parsed at a time: with 20 MB a pass is 3 % faster and keeps 50 MB more, with 8 slower."""
 
 MAX_RECORD_BYTES = 64 << 20
 """A row longer than this is none: a quote was opened and never closed."""
@@ -104,6 +104,7 @@ class TextTable:
             except pl.exceptions.PolarsError as error:
                 raise self._located(error, chunk, row) from None
             row += frame.height
+            del chunk  # its memory is the next one's
             yield frame
 
     def _parse(self, chunk: bytes, schema: pl.Schema | None, nulls: Any) -> pl.LazyFrame:
@@ -154,12 +155,14 @@ class TextTable:
                 held = bytes(room[end:size])
             text.truncate(end)
             chunk = text.getvalue()
+            del text
             if self.quoted_newlines and chunk.count(b'"') % 2:
                 # The last line end stands in quotes: go back to one that does not.
                 end = _last_line_end(chunk)
                 chunk, held = chunk[:end], chunk[end:] + held
             if chunk:
                 yield chunk
+            del chunk
             if len(held) > MAX_RECORD_BYTES:
                 raise EOFError("incomplete row: a quote that is opened is never closed")
         if held.strip():
